@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Only Python 3.11+ and make are assumed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check fmt clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install, and run the whole journey on the shipped example"
+	@echo "make test    install what tests need, and pass them"
+	@echo "make check   ruff, mypy, import contracts"
+	@echo "make fmt     format the code"
+	@echo "make clean   remove the environment and the caches"
+
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/install
+	@sh .ci/install "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@sh .ci/install "$(PYTHON)" "$(VENV)" dev
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/advisor demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

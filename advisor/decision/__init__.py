@@ -1,0 +1,1 @@
+"""Pure: evidence in, recommendation out. No model, no file."""

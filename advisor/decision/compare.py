@@ -1,0 +1,56 @@
+"""Paired comparisons of candidates on the same items: the only way that two scores meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from evals.errors import AdvisorError
+from evals.evaluate import Scores
+from evals.statistics.paired import holm, paired_difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`difference` is the mean of a minus b on the same n items, with its 95% interval; `p_adjusted` is Holm's."""
+
+    a: str
+    b: str
+    split: str
+    metric: str
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_adjusted: float
+
+    @property
+    def better(self) -> bool:
+        """a is shown to be better than b: interval above zero, and significant after adjustment."""
+        return self.low > 0 and self.p_adjusted < 0.05
+
+
+def compare(a: Scores, b: Scores, groups: Sequence[str] | None) -> Comparison:
+    """Raises AdvisorError where the two were not scored on the same items."""
+    if [one.id for one in a.items] != [one.id for one in b.items] or a.split != b.split or a.metric != b.metric:
+        raise AdvisorError(f"{a.candidate} and {b.candidate} were not scored on the same items", where=a.split)
+    paired = paired_difference(a.values(), b.values(), groups)
+    return Comparison(
+        a.candidate,
+        b.candidate,
+        a.split,
+        a.metric,
+        paired.n,
+        paired.estimate,
+        paired.low,
+        paired.high,
+        paired.p,
+        paired.p,
+    )
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Holm's adjustment across claims that are made together."""
+    values = holm([one.p for one in comparisons])
+    return [replace(one, p_adjusted=value) for one, value in zip(comparisons, values, strict=True)]

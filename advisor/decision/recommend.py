@@ -1,0 +1,282 @@
+"""The recommendation: few named rules over measured evidence. Nothing here looks at what the task is about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from advisor.decision.compare import Comparison, adjusted, compare
+from advisor.decision.cost import cheapness
+from evals.evaluate import Scores
+from evals.statistics.paired import mean_interval
+from evals.statistics.power import minimum_detectable_effect, required_n
+from evals.task.spec import PricesSpec
+
+Action = Literal["prompt", "no_llm", "rag", "fine_tune", "collect_data", "undecided"]
+ACTION_OF_KIND: dict[str, Action] = {"prompt": "prompt", "no_llm": "no_llm", "rag": "rag", "trivial": "no_llm"}
+TRAINING_ACTIONS = frozenset({"fine_tune", "fine_tune_with_context", "rag_on_tuned", "preference", "reinforcement"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was measured on dev: arms with unchanged weights, and the probe, a short training run on part of the rows.
+
+    `groups` names each item's cluster (None: every item is its own); `context` holds the knowledge probes where the task
+    has gold passages. `target` is the score that is good enough, `min_gain` the gain that training must bring.
+    """
+
+    arms: tuple[Scores, ...]
+    probe: Scores | None
+    probe_rows: int
+    train_rows: int
+    groups: tuple[str, ...] | None
+    min_gain: float
+    target: float | None
+    prices: PricesSpec
+    context: tuple[Scores, ...] = ()
+    spent: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """`comparison` is the index of the comparison that the sentence rests on, or None."""
+
+    rule: str
+    sentence: str
+    comparison: int | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    action: Action
+    candidate: str
+    reasons: tuple[Reason, ...]
+    comparisons: tuple[Comparison, ...]
+    spent: dict[str, float]
+    would_change: tuple[str, ...]
+    cannot_tell: tuple[str, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        return self.action in TRAINING_ACTIONS
+
+
+def points(value: float) -> str:
+    """A difference of scores in points of 100, signed."""
+    return f"{100 * value:+.1f}"
+
+
+def span(one: Comparison) -> str:
+    return f"{points(one.difference)} points (95% interval {points(one.low)} to {points(one.high)}, n = {one.n})"
+
+
+def recommend(evidence: Evidence) -> Recommendation:
+    """Rules in order, the first that holds decides:
+
+    1. target reached: the cheapest arm whose lower bound reaches the target;
+    2. training pays: the probe beats the best arm by at least the smallest gain that counts;
+    3. nothing learnt: neither an arm nor the probe beats the trivial arms;
+    4. training does not pay: the probe's upper bound stays under the gain that counts, and the best arm is the answer
+       (retrieval only where it is shown to beat the best arm without it);
+    5. else undecided, with the number of items that would settle it.
+
+    The best arm is chosen by the same items that it is compared on, which flatters it: a bias against training,
+    the dearer claim. Holm's adjustment runs over all comparisons made.
+    """
+    trivial = [arm for arm in evidence.arms if arm.kind == "trivial"]
+    real = [arm for arm in evidence.arms if arm.kind != "trivial"]
+    best_trivial = _best(trivial, evidence)
+    best = _best(real or trivial, evidence)
+    others = [arm for arm in real if arm.kind != "rag"]
+    best_without_retrieval = _best(others or trivial, evidence)
+
+    pairs: dict[str, tuple[Scores, Scores]] = {"best against trivial": (best, best_trivial)}
+    if evidence.probe:
+        pairs["probe against best"] = (evidence.probe, best)
+        pairs["probe against trivial"] = (evidence.probe, best_trivial)
+    if best.kind == "rag":
+        pairs["retrieval against none"] = (best, best_without_retrieval)
+    comparisons = adjusted([compare(a, b, evidence.groups) for a, b in pairs.values()])
+    index = {name: number for number, name in enumerate(pairs)}
+    named = {name: comparisons[number] for name, number in index.items()}
+
+    chosen = _target_reached(evidence)
+    if chosen is not None:
+        action, candidate, reasons = chosen
+    else:
+        action, candidate, reasons = _by_comparison(evidence, best, best_trivial, best_without_retrieval, named, index)
+    return Recommendation(
+        action,
+        candidate,
+        (*reasons, *_context_reasons(evidence)),
+        tuple(comparisons),
+        dict(evidence.spent),
+        tuple(_would_change(evidence, action, best, named)),
+        tuple(_cannot_tell(evidence, best, best_trivial)),
+    )
+
+
+def _best(arms: Sequence[Scores], evidence: Evidence) -> Scores:
+    """The highest mean; of equals the cheapest."""
+    return min(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, evidence.prices)))
+
+
+def _target_reached(evidence: Evidence) -> tuple[Action, str, list[Reason]] | None:
+    if evidence.target is None:
+        return None
+    bounds = {arm.candidate: mean_interval(arm.values(), evidence.groups) for arm in evidence.arms}
+    enough = [arm for arm in evidence.arms if bounds[arm.candidate].low >= evidence.target]
+    if not enough:
+        return None
+    arm = min(enough, key=lambda one: cheapness(one, evidence.prices))
+    bound = bounds[arm.candidate]
+    sentence = (
+        f"{arm.candidate} scores {arm.mean:.3f} on dev (95% interval {bound.low:.3f} to {bound.high:.3f}): even the lower "
+        f"bound reaches the target of {evidence.target:g}, and no cheaper candidate's does. More is not needed."
+    )
+    return ACTION_OF_KIND[arm.kind], arm.candidate, [Reason("target_reached", sentence)]
+
+
+def _by_comparison(
+    evidence: Evidence,
+    best: Scores,
+    best_trivial: Scores,
+    best_without_retrieval: Scores,
+    named: dict[str, Comparison],
+    index: dict[str, int],
+) -> tuple[Action, str, list[Reason]]:
+    gain = named.get("probe against best")
+    part = f"a probe trained on {evidence.probe_rows} of {evidence.train_rows} rows"
+    learnt = named["best against trivial"]
+    if gain and gain.better and gain.difference >= evidence.min_gain and named["probe against trivial"].better:
+        sentence = (
+            f"{part} beats the best candidate with unchanged weights ({best.candidate}, {best.mean:.3f}) "
+            f"by {span(gain)}; at least {points(evidence.min_gain)} was asked."
+        )
+        return "fine_tune", "tuned", [Reason("training_pays", sentence, index["probe against best"])]
+    probe_learnt = named.get("probe against trivial")
+    if not learnt.better and not (probe_learnt and probe_learnt.better):
+        sentence = (
+            f"neither the best candidate ({best.candidate}) nor training is shown to beat the trivial arm "
+            f"{best_trivial.candidate} ({best_trivial.mean:.3f}): {span(learnt)}. The inputs, documents or targets do not "
+            "hold what is asked, or the model cannot learn it from them."
+        )
+        return (
+            "collect_data",
+            best_trivial.candidate,
+            [Reason("nothing_learnt", sentence, index["best against trivial"])],
+        )
+    if gain is None or gain.high < evidence.min_gain:
+        return _unchanged_weights(evidence, best, best_without_retrieval, gain, part, named, index)
+    n = required_n(max(abs(gain.difference), evidence.min_gain), _spread(gain))
+    more = max(n - gain.n, gain.n // 2)
+    sentence = (
+        f"{part} differs from the best candidate with unchanged weights ({best.candidate}, {best.mean:.3f}) by {span(gain)}: "
+        f"a gain of {points(evidence.min_gain)} is neither shown nor ruled out. Inconclusive: about {more} more dev items "
+        "(or a probe on all rows) would settle it."
+    )
+    return "undecided", best.candidate, [Reason("undecided", sentence, index["probe against best"])]
+
+
+def _unchanged_weights(
+    evidence: Evidence,
+    best: Scores,
+    best_without_retrieval: Scores,
+    gain: Comparison | None,
+    part: str,
+    named: dict[str, Comparison],
+    index: dict[str, int],
+) -> tuple[Action, str, list[Reason]]:
+    reasons = []
+    chosen = best
+    retrieval = named.get("retrieval against none")
+    if retrieval:
+        against = (
+            f"the best candidate without retrieval ({best_without_retrieval.candidate}, {best_without_retrieval.mean:.3f})"
+        )
+        if retrieval.better:
+            sentence = f"{best.candidate} ({best.mean:.3f}) beats {against} by {span(retrieval)}."
+        else:
+            chosen = best_without_retrieval
+            sentence = f"{best.candidate} is not shown to beat {against}: {span(retrieval)}. The simpler one is preferred."
+        reasons.append(Reason("retrieval", sentence, index["retrieval against none"]))
+    if gain:
+        sentence = (
+            f"{part} differs from {best.candidate} ({best.mean:.3f}) by {span(gain)}: "
+            f"a gain of {points(evidence.min_gain)} is ruled out at that size of training."
+        )
+        reasons.append(Reason("training_does_not_pay", sentence, index["probe against best"]))
+    learnt = named["best against trivial"]
+    reasons.append(
+        Reason(
+            "best_unchanged",
+            f"{chosen.candidate} scores {chosen.mean:.3f} on dev, the best of its kind; "
+            f"{best.candidate} against the best trivial arm: {span(learnt)}.",
+            index["best against trivial"],
+        )
+    )
+    return ACTION_OF_KIND[chosen.kind], chosen.candidate, reasons
+
+
+def _spread(one: Comparison) -> float:
+    """Standard deviation of the per-item differences, from the interval's width (half width = 1.96 sd / sqrt n)."""
+    return max((one.high - one.low) / (2 * 1.96) * math.sqrt(one.n), 1e-3)
+
+
+def _context_reasons(evidence: Evidence) -> list[Reason]:
+    """What the knowledge probes say: gold passage against an irrelevant one of equal length."""
+    by_name = {one.candidate: one for one in evidence.context}
+    if "gold_passage" not in by_name or "irrelevant_passage" not in by_name:
+        return []
+    knowledge = compare(by_name["gold_passage"], by_name["irrelevant_passage"], evidence.groups)
+    sentences = [
+        f"Knowledge: with the gold passage the model scores {by_name['gold_passage'].mean:.3f}, with an irrelevant one of about "
+        f"equal length {by_name['irrelevant_passage'].mean:.3f}: {span(knowledge)}."
+    ]
+    retrieved = [arm for arm in evidence.arms if arm.kind == "rag"]
+    if retrieved:
+        best = _best(retrieved, evidence)
+        loss = compare(by_name["gold_passage"], best, evidence.groups)
+        sentences.append(f"Retrieval loss (gold passage minus {best.candidate}): {span(loss)}.")
+    return [Reason("diagnosis", sentence) for sentence in sentences]
+
+
+def _would_change(evidence: Evidence, action: Action, best: Scores, named: dict[str, Comparison]) -> list[str]:
+    said = []
+    gain = named.get("probe against best")
+    if action == "fine_tune":
+        said.append(
+            f"a prompt, retrieval or classifier that scores above {evidence.probe.mean:.3f} on dev" if evidence.probe else ""
+        )
+        said.append("forgetting above the gate's margin, which only the measurement after training can tell")
+        if evidence.target is None:
+            said.append("a `target:` that an unchanged model already reaches")
+    elif gain is not None:
+        said.append(
+            f"training on more than {evidence.train_rows} rows, or with more steps than the probe's: "
+            f"it would have to gain {points(evidence.min_gain - gain.difference)} points on what the probe reached"
+        )
+    else:
+        said.append("a target above what the recommended candidate reaches: then training would be probed")
+    if action in {"collect_data", "undecided"}:
+        said.append("more labelled rows, a bigger base model, or documents that hold the answers")
+    return [one for one in said if one]
+
+
+def _cannot_tell(evidence: Evidence, best: Scores, trivial: Scores) -> list[str]:
+    """What this evidence cannot carry, said before anything else."""
+    n = len(best.items)
+    mde = minimum_detectable_effect(n)
+    said = [f"with {n} dev items, a difference under about {100 * mde:.0f} points can hardly be seen (power 80%)"]
+    if n < 30:
+        said.insert(0, f"{n} dev items carry hardly any claim: every sentence below is weak")
+    if not evidence.context:
+        said.append("knowledge untested: not every dev row has a gold passage")
+    skipped = [f"{arm.candidate} {arm.skipped}" for arm in evidence.arms if arm.skipped]
+    if skipped:
+        said.append(f"items without an answer score 0: {', '.join(skipped)}")
+    if evidence.probe is None:
+        said.append("training was not probed: a cheaper candidate reaches the target")
+    return said

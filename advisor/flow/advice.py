@@ -1,0 +1,135 @@
+"""Advice: a short training run on part of the rows, the knowledge probes, and the recommendation that follows from them."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import asdict
+
+from advisor.decision.compare import Comparison
+from advisor.decision.recommend import Evidence, Reason, Recommendation, recommend
+from advisor.flow.run import Run, reuse
+from advisor.flow.session import Session
+from advisor.flow.tuned import job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
+from baselines.probes import knowledge_probes
+from baselines.rag.candidate import rag_arms, retrieval_recall
+from evals.evaluate import Scores, evaluate
+from evals.events import Note
+from evals.records import content_hash, write_json
+from evals.statistics.paired import mean_interval
+from evals.task.example import Example
+from evals.task.load import Task
+from trainer.job import TrainedAdapter
+from trainer.launch import train
+from trainer.recipe import Recipe
+
+PROBE_SHARE = 0.5
+MIN_PROBE_ROWS = 64
+
+
+def groups_of(task: Task, split: str) -> tuple[str, ...] | None:
+    """The cluster of each item of a split; None where no row names one."""
+    examples = task.split(split)
+    if not any(example.group for example in examples):
+        return None
+    return tuple(example.group or example.id for example in examples)
+
+
+def probe_rows(task: Task) -> tuple[Example, ...]:
+    """A seeded part of the training rows; all of them where they are few."""
+    count = min(len(task.train), max(MIN_PROBE_ROWS, round(PROBE_SHARE * len(task.train))))
+    return tuple(random.Random(task.spec.seed).sample(list(task.train), count))
+
+
+def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...]) -> Recommendation:
+    """Write `probes.json` and `recommendation.json`."""
+
+    def make() -> tuple[Recommendation, str, bool]:
+        recipe = recipe_for(task, session.engine)
+        key = content_hash([task.hash(), session.engine.fingerprint, arms, asdict(recipe)])
+        kept = reuse(run.path("recommendation.json"), key)
+        if kept:
+            recommendation = from_record(kept)
+            return recommendation, headline(recommendation), True
+        evidence, probes = _gather(task, run, session, arms, recipe)
+        recommendation = recommend(evidence)
+        write_json(run.path("probes.json"), {"input_hash": key, **probes})
+        write_json(run.path("recommendation.json"), {"input_hash": key, **asdict(recommendation)})
+        return recommendation, headline(recommendation), False
+
+    return run.stage("advice", "Probe training, compare, recommend", make)
+
+
+def headline(recommendation: Recommendation) -> str:
+    return f"{recommendation.action} ({recommendation.candidate})"
+
+
+def from_record(record: dict[str, object]) -> Recommendation:
+    body = {name: record[name] for name in Recommendation.__dataclass_fields__}
+    body["reasons"] = tuple(Reason(**one) for one in body["reasons"])  # type: ignore[attr-defined]
+    body["comparisons"] = tuple(Comparison(**one) for one in body["comparisons"])  # type: ignore[attr-defined]
+    body["would_change"] = tuple(body["would_change"])  # type: ignore[arg-type]
+    body["cannot_tell"] = tuple(body["cannot_tell"])  # type: ignore[arg-type]
+    return Recommendation(**body)  # type: ignore[arg-type]
+
+
+def _gather(
+    task: Task, run: Run, session: Session, arms: tuple[Scores, ...], recipe: Recipe
+) -> tuple[Evidence, dict[str, object]]:
+    """Buy the evidence, cheapest first. Where an unchanged arm reaches the target already, training is not probed."""
+    started = time.monotonic()
+    context = tuple(
+        evaluate(task, probe, "dev", run.path("probes"), run.on_event) for probe in knowledge_probes(task, session.engine)
+    )
+    recall = _recall(task, session)
+    groups = groups_of(task, "dev")
+    probe: Scores | None = None
+    trained: TrainedAdapter | None = None
+    rows = probe_rows(task)
+    if not _target_reached(task, arms, groups):
+        job = job_for(task, session, probe_recipe(recipe), rows, run.path("probe"), "probe")
+        trained = train(job, run.on_event)
+        candidate = tuned_candidate(task, session, trained.folder, "probe", prompt_format(task, recipe))
+        probe = evaluate(task, candidate, "dev", run.path("probes"), run.on_event)
+    else:
+        run.on_event(Note("an unchanged candidate reaches the target: training is not probed"))
+    spent = {
+        "requests": float(sum(item.prompt_tokens > 0 for arm in [*arms, *context] for item in arm.items))
+        + (len(probe.items) if probe else 0),
+        "model_seconds": sum(item.seconds for arm in [*arms, *context, *([probe] if probe else [])] for item in arm.items),
+        "probe_training_seconds": trained.seconds if trained else 0.0,
+        "advice_wall_seconds": time.monotonic() - started,
+    }
+    evidence = Evidence(
+        arms,
+        probe,
+        len(rows) if probe else 0,
+        len(task.train),
+        groups,
+        task.spec.gate.min_gain,
+        task.spec.target,
+        task.spec.prices,
+        context,
+        spent,
+    )
+    record: dict[str, object] = {
+        "training_probe": {"rows": len(rows), "score": probe.mean, **asdict(trained)} if probe and trained else None,
+        "knowledge": {one.candidate: one.mean for one in context},
+        "retrieval_recall": recall,
+        "tolerant": {arm.candidate: arm.average("tolerant") for arm in arms},
+    }
+    return evidence, record
+
+
+def _recall(task: Task, session: Session) -> dict[str, float]:
+    found = {}
+    for arm in rag_arms(task, session.engine, session.embedder):
+        recall = retrieval_recall(arm, task.dev)
+        if recall is not None:
+            found[arm.name] = recall[0]
+    return found
+
+
+def _target_reached(task: Task, arms: tuple[Scores, ...], groups: tuple[str, ...] | None) -> bool:
+    target = task.spec.target
+    return target is not None and any(mean_interval(arm.values(), groups).low >= target for arm in arms)

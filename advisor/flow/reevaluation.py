@@ -1,0 +1,159 @@
+"""Re-evaluation: the locked test is opened, once, for one claim; and base against tuned on general benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from advisor.decision.compare import adjusted, compare
+from advisor.decision.cost import cheapness
+from advisor.decision.outcome import General, Reevaluation
+from advisor.decision.recommend import Recommendation
+from advisor.flow.advice import groups_of
+from advisor.flow.baselines import unchanged_arms
+from advisor.flow.run import EXAMPLES, Run
+from advisor.flow.session import Session
+from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
+from evals.candidate import Candidate
+from evals.evaluate import Scores, evaluate
+from evals.events import Note
+from evals.general.lm_eval import measure
+from evals.general.suites import quick_suite
+from evals.records import content_hash, write_json
+from evals.statistics.margin import chance_of_passing, non_inferiority
+from evals.task.load import Task
+from trainer.job import TrainedAdapter
+
+SUITE = "quick"
+
+
+def reevaluation(
+    task: Task,
+    run: Run,
+    session: Session,
+    arms: tuple[Scores, ...],
+    recommendation: Recommendation,
+    trained: TrainedAdapter | None,
+) -> Reevaluation:
+    """Write `scores/test/`, `general/` and `reevaluation.json`."""
+
+    def make() -> tuple[Reevaluation, str, bool]:
+        candidates = {arm.name: arm for arm in unchanged_arms(task, session)}
+        names = _compared(arms, recommendation, trained is not None, task)
+        if trained is not None:
+            fmt = prompt_format(task, recipe_for(task, session.engine))
+            candidates["tuned"] = tuned_candidate(task, session, trained.folder, "tuned", fmt)
+        looks = Ledger(task, run)
+        earlier, fresh = looks.count(), not all((run.scores / "test" / f"{name}.json").is_file() for name in names)
+        if fresh:
+            looks.add(names)
+            run.on_event(Note(f"the locked test is opened for {names[0]} against {names[1]}"))
+        scores = [_on_test(task, run, candidates[name]) for name in names]
+        comparisons = adjusted([compare(scores[0], other, groups_of(task, "test")) for other in scores[1:]])
+        general, reused = _general(task, run, session, trained) if trained is not None else (None, True)
+        record = Reevaluation(names[0], comparisons[0], tuple(comparisons[1:]), tuple(scores), general, earlier)
+        _write(run, record)
+        gain = comparisons[0]
+        summary = f"{gain.a} {scores[0].mean:.3f} against {gain.b} {scores[1].mean:.3f} on {gain.n} locked test items"
+        if general:
+            summary += f"; general {general.base.mean:.3f} to {general.tuned.mean:.3f}"
+        return record, summary, reused and not fresh
+
+    return run.stage("re-evaluation", "Open the locked test, measure forgetting", make)
+
+
+def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: bool, task: Task) -> list[str]:
+    """The chosen candidate, its best cheaper rival by dev, and after training every other real arm."""
+    by_dev = sorted(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, task.spec.prices)))
+    if trained:
+        real = [arm.candidate for arm in by_dev if arm.kind != "trivial"]
+        return ["tuned", *real]
+    chosen = next(arm for arm in arms if arm.candidate == recommendation.candidate)
+    limit = cheapness(chosen, task.spec.prices)
+    cheaper = [arm for arm in by_dev if arm is not chosen and cheapness(arm, task.spec.prices) <= limit]
+    rival = (cheaper or [arm for arm in by_dev if arm is not chosen])[0]
+    return [chosen.candidate, rival.candidate]
+
+
+def _on_test(task: Task, run: Run, candidate: Candidate) -> Scores:
+    return evaluate(task, candidate, "test", run.scores, run.on_event)
+
+
+def _general(task: Task, run: Run, session: Session, trained: TrainedAdapter) -> tuple[General, bool]:
+    tasks = quick_suite()
+    margin = task.spec.gate.max_forgetting
+    n = sum(one.items for one in tasks)
+    chance = chance_of_passing(n, margin)
+    run.on_event(
+        Note(
+            f"{n} general items at a margin of {100 * margin:.0f} points: a model without true loss passes in {100 * chance:.0f}%"
+        )
+    )
+    folder = run.path("general")
+    base, base_reused = measure(session.engine, SUITE, tasks, folder, "base", run.on_event)
+    engine = session.engine.with_adapter(trained.folder, "tuned")
+    tuned, tuned_reused = measure(engine, SUITE, tasks, folder, "tuned", run.on_event)
+    forgetting = non_inferiority([one.score for one in tuned.items], [one.score for one in base.items], margin)
+    return General(base, tuned, forgetting), base_reused and tuned_reused
+
+
+def _write(run: Run, record: Reevaluation) -> None:
+    general = record.general
+    body = {
+        "chosen": record.chosen,
+        "claim": record.claim,
+        "others": record.others,
+        "earlier_looks": record.earlier_looks,
+        "test": {one.candidate: one.mean for one in record.test},
+        "general": None
+        if general is None
+        else {
+            "suite": general.base.suite,
+            "forgetting": general.forgetting,
+            "tasks": {
+                name: {
+                    "n": len(items),
+                    "base": sum(one.score for one in items) / len(items),
+                    "tuned": sum(one.score for one in general.tuned.by_task()[name]) / len(items),
+                }
+                for name, items in general.base.by_task().items()
+            },
+        },
+    }
+    write_json(run.path("reevaluation.json"), body)
+
+
+class Ledger:
+    """Every look at a locked test, kept beside the task (a shipped example's: beside the runs), by the hash of its rows."""
+
+    def __init__(self, task: Task, run: Run) -> None:
+        self.key = content_hash(task.test)[:16]
+        self.run = run
+        beside_runs = run.folder.parent
+        home = task.folder if EXAMPLES not in task.folder.resolve().parents else beside_runs
+        self.path = home / "ledger.jsonl" if os.access(home, os.W_OK) else beside_runs / "ledger.jsonl"
+
+    def count(self) -> int:
+        """Looks of other runs at the same rows."""
+        return sum(1 for one in self._lines() if one.get("test") == self.key and one.get("run") != self.run.id)
+
+    def add(self, names: Sequence[str]) -> None:
+        line = {"at": time.time(), "test": self.key, "run": self.run.id, "candidates": list(names)}
+        with Path(self.path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _lines(self) -> list[dict[str, object]]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except OSError:
+            return []
+        lines = []
+        for line in text.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return [one for one in lines if isinstance(one, dict)]

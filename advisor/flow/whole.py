@@ -1,0 +1,50 @@
+"""The stages in order. `until` names the last one that is wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advisor.flow.advice import advice
+from advisor.flow.baselines import baselines
+from advisor.flow.intake import intake
+from advisor.flow.reevaluation import reevaluation
+from advisor.flow.run import open_run
+from advisor.flow.session import Session
+from advisor.flow.training import training
+from advisor.flow.verdict import verdict
+from advisor.report.build import build_report
+from advisor.report.journey import Journey
+from advisor.report.write import write_report
+from evals.events import OnEvent
+from evals.task.load import Task
+
+STAGES = ("intake", "baselines", "advice", "training", "re-evaluation", "verdict")
+
+
+def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict", train: bool | None = None) -> Journey:
+    """Run the stages up to `until`. What is recorded already is not done again.
+
+    `train`: None follows the recommendation; True trains whatever it says (the user asked for it by name).
+    """
+    last = STAGES.index(until)
+    with open_run(task, runs_dir, on_event) as run:
+        session = Session(task, run.on_event)
+        intake(task, run)
+        journey = Journey(run.folder, task)
+        if last >= STAGES.index("baselines"):
+            arms = baselines(task, run, session)
+            journey = Journey(run.folder, task, arms)
+        if last >= STAGES.index("advice"):
+            recommendation = advice(task, run, session, arms)
+            journey = Journey(run.folder, task, arms, recommendation)
+            trained = None
+            wanted = recommendation.trains if train is None else train
+            if wanted and last >= STAGES.index("training"):
+                trained = training(task, run, session)
+                journey = Journey(run.folder, task, arms, recommendation, trained)
+            if last >= STAGES.index("re-evaluation"):
+                result = reevaluation(task, run, session, arms, recommendation, trained)
+                decided = verdict(task, run, recommendation, result) if last >= STAGES.index("verdict") else None
+                journey = Journey(run.folder, task, arms, recommendation, trained, result, decided)
+        write_report(run.folder, build_report(journey))
+        return journey

@@ -1,0 +1,1 @@
+"""The gate: the team's policy applied to what was measured."""

@@ -1,0 +1,101 @@
+"""A rule passes when its whole interval is on the right side of its limit, fails when all of it is on the wrong side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from advisor.decision.compare import Comparison
+from advisor.decision.cost import request_cost
+from evals.evaluate import Scores
+from evals.statistics.margin import NonInferiority
+from evals.statistics.paired import mean_interval
+from evals.task.spec import GateSpec, PricesSpec
+
+Answer = Literal["pass", "fail", "inconclusive", "not_applicable"]
+EXIT_CODES: dict[str, int] = {"pass": 0, "not_applicable": 0, "fail": 100, "inconclusive": 101}
+
+
+@dataclass(frozen=True)
+class RuleVerdict:
+    """`value` with its interval [`low`, `high`] against `limit`; `sentence` says it in words."""
+
+    rule: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    verdict: Answer
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    verdict: Answer
+    rules: tuple[RuleVerdict, ...]
+    sentence: str
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.verdict]
+
+
+def at_least(rule: str, value: float, low: float, high: float, limit: float, sentence: str) -> RuleVerdict:
+    answer: Answer = "pass" if low > limit else "fail" if high < limit else "inconclusive"
+    return RuleVerdict(rule, value, low, high, limit, answer, sentence)
+
+
+def at_most(rule: str, value: float, low: float, high: float, limit: float, sentence: str) -> RuleVerdict:
+    answer: Answer = "pass" if high < limit else "fail" if low > limit else "inconclusive"
+    return RuleVerdict(rule, value, low, high, limit, answer, sentence)
+
+
+def decide(gate: GateSpec, gain: Comparison, forgetting: NonInferiority, tuned: Scores, prices: PricesSpec) -> Verdict:
+    """The verdict on a tuned model: gain on the locked test, pooled loss on general benchmarks, cost of a request."""
+    rules = [
+        at_least(
+            "min_gain",
+            gain.difference,
+            gain.low,
+            gain.high,
+            gate.min_gain,
+            f"gain of {gain.a} on {gain.b}, locked test, n = {gain.n}, 95% interval",
+        ),
+        at_most(
+            "max_forgetting",
+            -forgetting.estimate,
+            -forgetting.high,
+            -forgetting.low,
+            gate.max_forgetting,
+            f"loss on general benchmarks, pooled, n = {forgetting.n}, one-sided 95% bounds: "
+            f"no greater loss than the margin {forgetting.answer}",
+        ),
+    ]
+    if gate.max_cost_per_1k is not None:
+        rules.append(_cost_rule(gate.max_cost_per_1k, tuned, prices))
+    return Verdict(overall(rules), tuple(rules), "the tuned model against the team's policy")
+
+
+def overall(rules: Sequence[RuleVerdict]) -> Answer:
+    answers = {rule.verdict for rule in rules}
+    return "fail" if "fail" in answers else "inconclusive" if "inconclusive" in answers else "pass"
+
+
+def _cost_rule(limit: float, tuned: Scores, prices: PricesSpec) -> RuleVerdict:
+    costs = [1000 * (request_cost(item, prices) or 0.0) for item in tuned.items]
+    # The interval is made for scores in [0, 1]: costs are scaled to it and back.
+    scale = max(*costs, 1e-12)
+    interval = mean_interval([cost / scale for cost in costs])
+    return at_most(
+        "max_cost_per_1k",
+        interval.estimate * scale,
+        interval.low * scale,
+        interval.high * scale,
+        limit,
+        f"cost of 1,000 requests to {tuned.candidate}, n = {interval.n}, 95% interval",
+    )
+
+
+def not_applicable(action: str) -> Verdict:
+    return Verdict("not_applicable", (), f"the recommendation is {action}: no weights were changed, nothing to gate")

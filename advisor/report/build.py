@@ -1,0 +1,137 @@
+"""A journey -> the report as data (`report.json`), from which every other form is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from advisor.decision.cost import break_even_requests, cost_per_1k
+from advisor.report.journey import Journey
+from evals.evaluate import Scores
+from evals.records import content_hash
+from evals.statistics.paired import mean_interval
+from evals.task.load import Task
+
+SHOWN_EXAMPLES = 3
+SHOWN_CHARACTERS = 400
+
+
+def build_report(journey: Journey) -> dict[str, Any]:
+    task = journey.task
+    result = journey.reevaluated
+    return {
+        "run": journey.folder.name,
+        "task": {
+            "name": task.name,
+            "model": task.spec.model.model_name_or_path,
+            "output_type": task.output_type,
+            "metrics": task.metrics,
+            "rows": {name: len(task.split(name)) for name in ("train", "dev", "test")},
+            "documents": len(task.documents),
+            "target": task.spec.target,
+            "gate": task.spec.gate.model_dump(),
+            "hash": task.hash(),
+            "test_hash": content_hash(task.test)[:16],
+            "seed": task.spec.seed,
+        },
+        "dev": [_row(one, task, "dev") for one in journey.arms],
+        "recommendation": asdict(journey.recommendation) if journey.recommendation else None,
+        "training": asdict(journey.trained) if journey.trained else None,
+        "test": [_row(one, task, "test") for one in result.test] if result else [],
+        "claim": asdict(result.claim) if result else None,
+        "other_comparisons": [asdict(one) for one in result.others] if result else [],
+        "earlier_looks": result.earlier_looks if result else 0,
+        "general": _general(journey),
+        "money": _money(journey),
+        "examples": _examples(journey),
+        "verdict": asdict(journey.verdict) if journey.verdict else None,
+    }
+
+
+def _row(scores: Scores, task: Task, split: str) -> dict[str, Any]:
+    groups = None
+    if any(example.group for example in task.split(split)):
+        groups = [example.group or example.id for example in task.split(split)]
+    interval = mean_interval(scores.values(), groups)
+    return {
+        "candidate": scores.candidate,
+        "kind": scores.kind,
+        "score": scores.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(scores.items),
+        "skipped": scores.skipped,
+        "other_metrics": {name: scores.average(name) for name in (*task.metrics[1:], "tolerant")},
+        "cost_per_1k": asdict(cost_per_1k(scores, task.spec.prices)),
+    }
+
+
+def _general(journey: Journey) -> dict[str, Any] | None:
+    general = journey.reevaluated.general if journey.reevaluated else None
+    if general is None:
+        return None
+    tuned = general.tuned.by_task()
+    return {
+        "suite": general.base.suite,
+        "base": general.base.mean,
+        "tuned": general.tuned.mean,
+        "forgetting": asdict(general.forgetting),
+        "tasks": [
+            {
+                "task": name,
+                "n": len(items),
+                "base": sum(one.score for one in items) / len(items),
+                "tuned": sum(one.score for one in tuned[name]) / len(items),
+                "lost": sum(a.score > b.score for a, b in zip(items, tuned[name], strict=True)),
+                "won": sum(a.score < b.score for a, b in zip(items, tuned[name], strict=True)),
+            }
+            for name, items in general.base.by_task().items()
+        ],
+    }
+
+
+def _money(journey: Journey) -> dict[str, Any] | None:
+    """Training cost and break-even against the rival, where prices are stated."""
+    task, result, trained = journey.task, journey.reevaluated, journey.trained
+    if not (result and trained) or task.spec.prices.gpu_hour is None:
+        return None
+    tuned, rival = (cost_per_1k(one, task.spec.prices).money for one in result.test[:2])
+    training = trained.seconds / 3600 * task.spec.prices.gpu_hour
+    requests = break_even_requests(training, _each(rival), _each(tuned))
+    traffic = task.spec.traffic
+    days = requests / traffic.requests_per_month * 30 if requests is not None and traffic else None
+    return {
+        "training": training,
+        "tuned_per_1k": tuned,
+        "rival_per_1k": rival,
+        "break_even_requests": requests,
+        "break_even_days": days,
+    }
+
+
+def _each(per_1k: float | None) -> float | None:
+    return None if per_1k is None else per_1k / 1000
+
+
+def _examples(journey: Journey) -> list[dict[str, str]]:
+    """Test items on which the chosen candidate and its rival differ most, the first few: a reader judges for herself."""
+    result = journey.reevaluated
+    if result is None:
+        return []
+    by_id = {example.id: example for example in journey.task.test}
+    pairs = sorted(
+        zip(result.test[0].items, result.test[1].items, strict=True),
+        key=lambda pair: -abs(pair[0].score - pair[1].score),
+    )
+    won = [pair for pair in pairs if pair[0].score > pair[1].score][: SHOWN_EXAMPLES - 1]
+    lost = [pair for pair in pairs if pair[0].score < pair[1].score][: SHOWN_EXAMPLES - len(won)]
+    return [
+        {
+            "id": one.id,
+            "input": by_id[one.id].text[:SHOWN_CHARACTERS],
+            "target": by_id[one.id].target[:SHOWN_CHARACTERS],
+            result.test[0].candidate: one.output[:SHOWN_CHARACTERS],
+            result.test[1].candidate: other.output[:SHOWN_CHARACTERS],
+        }
+        for one, other in [*won, *lost]
+    ]

@@ -1,0 +1,222 @@
+"""The report in Markdown, for someone who was not there. Data of the task stands in code blocks only, never as markup."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+ACTIONS = {
+    "prompt": "Prompt the model as it is; do not train.",
+    "no_llm": "Use no language model at all.",
+    "rag": "Retrieve: put passages of the documents before the question; do not train.",
+    "fine_tune": "Fine-tune (LoRA).",
+    "collect_data": "Neither prompting, retrieval nor training is shown to work: collect better data first.",
+    "undecided": "Undecided: the evidence does not settle it.",
+}
+VERDICTS = {
+    "pass": "PASS: every rule of the gate holds.",
+    "fail": "FAIL: a rule of the gate is broken.",
+    "inconclusive": "INCONCLUSIVE: the evidence does not carry every rule of the gate.",
+    "not_applicable": "Not applicable: no weights were changed.",
+}
+
+
+def render(report: dict[str, Any]) -> str:
+    parts = [_head(report), _dev(report), _training(report), _test(report), _general(report), _gate(report)]
+    parts += [_money(report), _examples(report), _foot(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---" if index == 0 else "---:" for index in range(len(head))], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}"
+
+
+def _points(low: float, high: float) -> str:
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _head(report: dict[str, Any]) -> str:
+    recommendation, verdict = report["recommendation"], report["verdict"]
+    lines = [f"# {report['task']['name']}: prompt, retrieve or fine-tune?", ""]
+    if recommendation:
+        lines += [
+            f"**Recommendation: {ACTIONS[recommendation['action']]}** Candidate: `{recommendation['candidate']}`.",
+            "",
+        ]
+    if verdict:
+        lines += [f"**Gate: {VERDICTS[verdict['verdict']]}**", ""]
+    if recommendation:
+        lines += ["What this evidence cannot tell:", ""]
+        lines += [f"- {one}" for one in recommendation["cannot_tell"]]
+        lines += ["", "Why:", ""]
+        lines += [f"- {one['sentence']} (`{one['rule']}`)" for one in recommendation["reasons"]]
+        lines += ["", "What would change this:", ""]
+        lines += [f"- {one}" for one in recommendation["would_change"]]
+    return "\n".join(lines).strip()
+
+
+def _scores(rows: list[dict[str, Any]], metric: str) -> str:
+    others = list(rows[0]["other_metrics"])
+    money = any(row["cost_per_1k"]["money"] is not None for row in rows)
+    head = ["candidate", "kind", metric, "95% interval", *others, "tokens in", "tokens out", "seconds per 1,000"]
+    body = []
+    for row in sorted(rows, key=lambda one: -one["score"]):
+        cost = row["cost_per_1k"]
+        line = [f"`{row['candidate']}`", row["kind"], f"{row['score']:.3f}", _interval(row["low"], row["high"])]
+        line += [f"{row['other_metrics'][name]:.3f}" for name in others]
+        line += [f"{cost['prompt_tokens'] / 1000:.0f}", f"{cost['output_tokens'] / 1000:.0f}", f"{cost['seconds']:.0f}"]
+        body.append([*line, "" if cost["money"] is None else f"{cost['money']:.4f}"] if money else line)
+    return _table([*head, "money per 1,000"] if money else head, body)
+
+
+def _dev(report: dict[str, Any]) -> str:
+    if not report["dev"]:
+        return ""
+    count = report["dev"][0]["n"]
+    metric = report["task"]["metrics"][0]
+    text = f"## Unchanged weights, on {count} dev items\n\n{_scores(report['dev'], metric)}"
+    recommendation = report["recommendation"]
+    if recommendation and recommendation["comparisons"]:
+        rows = [
+            [
+                f"`{one['a']}` minus `{one['b']}`",
+                f"{100 * one['difference']:+.1f}",
+                _points(one["low"], one["high"]),
+                f"{one['p_adjusted']:.2g}",
+            ]
+            for one in recommendation["comparisons"]
+        ]
+        text += "\n\nPaired on the same items, in points of 100 (Holm over the rows):\n\n"
+        text += _table(["comparison", "difference", "95% interval", "p, adjusted"], rows)
+    return text
+
+
+def _training(report: dict[str, Any]) -> str:
+    one = report["training"]
+    if not one:
+        return ""
+    dropped = f" {one['dropped']} rows were too long and left out." if one["dropped"] else ""
+    return (
+        f"## Training\n\nLoRA SFT on {one['rows']} rows: {one['steps']} steps, {one['train_tokens']:,} tokens in "
+        f"{one['seconds']:.0f} s ({one['tokens_per_second']:.0f} tokens/s), peak memory {one['peak_memory_mib']:.0f} MiB."
+        f"{dropped} The recipe is in `training/recipe.json`, the adapter in `training/adapter/`."
+    )
+
+
+def _test(report: dict[str, Any]) -> str:
+    if not report["test"]:
+        return ""
+    claim = report["claim"]
+    looks = report["earlier_looks"]
+    rows = [
+        [
+            f"`{one['a']}` minus `{one['b']}`",
+            f"{100 * one['difference']:+.1f}",
+            _points(one["low"], one["high"]),
+            f"{one['p_adjusted']:.2g}",
+        ]
+        for one in [claim, *report["other_comparisons"]]
+    ]
+    text = (
+        f"## The locked test, {claim['n']} items\n\n"
+        f"The claim: `{claim['a']}` against its best cheaper rival by dev, `{claim['b']}`: "
+        f"**{100 * claim['difference']:+.1f} points, 95% interval {_points(claim['low'], claim['high'])}**.\n\n"
+        f"{_scores(report['test'], report['task']['metrics'][0])}\n\n"
+        "Paired, in points of 100 (the first row is the claim; Holm over the rows):\n\n"
+        f"{_table(['comparison', 'difference', '95% interval', 'p, adjusted'], rows)}"
+    )
+    if looks:
+        text += f"\n\n**These test rows were looked at {looks} time(s) before by other runs: the claim is weaker for it.**"
+    return text
+
+
+def _general(report: dict[str, Any]) -> str:
+    general = report["general"]
+    if not general:
+        return ""
+    found = general["forgetting"]
+    rows = [
+        [one["task"], str(one["n"]), f"{one['base']:.3f}", f"{one['tuned']:.3f}", str(one["lost"]), str(one["won"])]
+        for one in general["tasks"]
+    ]
+    rows.append(["**pooled**", str(found["n"]), f"{general['base']:.3f}", f"{general['tuned']:.3f}", "", ""])
+    answer = {
+        "holds": f"the loss is smaller than the margin of {100 * found['margin']:.0f} points",
+        "broken": f"the loss is greater than the margin of {100 * found['margin']:.0f} points",
+        "undecided": f"whether the loss is under the margin of {100 * found['margin']:.0f} points is not settled",
+    }[found["answer"]]
+    more = f" (about {found['more_items']} more items would settle it)" if found["more_items"] else ""
+    return (
+        f"## Forgetting: suite `{general['suite']}`, base against tuned on the same items\n\n"
+        f"Pooled change {100 * found['estimate']:+.1f} points, one-sided 95% bounds {_points(found['low'], found['high'])}: "
+        f"**{answer}**{more}.\n\n"
+        f"{_table(['benchmark', 'items', 'base', 'tuned', 'lost', 'won'], rows)}"
+    )
+
+
+def _gate(report: dict[str, Any]) -> str:
+    verdict = report["verdict"]
+    if not verdict or not verdict["rules"]:
+        return ""
+    rows = [
+        [
+            f"`{one['rule']}`",
+            f"{one['value']:.4f}",
+            f"{one['low']:.4f} to {one['high']:.4f}",
+            f"{one['limit']:g}",
+            one["verdict"],
+        ]
+        for one in verdict["rules"]
+    ]
+    notes = "\n".join(f"- `{one['rule']}`: {one['sentence']}" for one in verdict["rules"])
+    return f"## The gate\n\n{_table(['rule', 'value', 'interval', 'limit', 'verdict'], rows)}\n\n{notes}"
+
+
+def _money(report: dict[str, Any]) -> str:
+    money = report["money"]
+    spent = report["recommendation"]["spent"] if report["recommendation"] else {}
+    lines = []
+    if spent:
+        lines.append(
+            f"Spent to learn this: {spent['requests']:.0f} requests to the model ({spent['model_seconds']:.0f} s) and "
+            f"{spent['probe_training_seconds']:.0f} s of training."
+        )
+    if money:
+        lines.append(f"Training cost {money['training']:.4f} at the stated price of the machine.")
+        if money["break_even_requests"] is None:
+            lines.append(
+                "A request to the tuned model is not cheaper than to its rival: training does not pay for itself by cost."
+            )
+        else:
+            days = (
+                f", {money['break_even_days']:.1f} days at the stated traffic" if money["break_even_days"] is not None else ""
+            )
+            lines.append(f"It pays for itself after {money['break_even_requests']:,.0f} requests{days}.")
+    return "## Cost\n\n" + " ".join(lines) if lines else ""
+
+
+def _examples(report: dict[str, Any]) -> str:
+    if not report["examples"]:
+        return ""
+    blocks = []
+    for one in report["examples"]:
+        text = "\n".join(f"{name + ':':<26} {' '.join(str(value).split())}" for name, value in one.items())
+        longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+        fence = "`" * max(3, longest + 1)
+        blocks.append(f"{fence}text\n{text}\n{fence}")
+    return "## Where the two differ\n\n" + "\n\n".join(blocks)
+
+
+def _foot(report: dict[str, Any]) -> str:
+    task = report["task"]
+    rows = ", ".join(f"{name} {count}" for name, count in task["rows"].items())
+    return (
+        f"---\n\nRun `{report['run']}`; model `{task['model']}`; rows: {rows}; seed {task['seed']}; "
+        f"task hash `{task['hash'][:16]}`, test hash `{task['test_hash']}`. Intervals are paired and cluster-robust; "
+        "every number here can be computed again from the records in this folder."
+    )

@@ -1,0 +1,1 @@
+"""The best answer with the weights unchanged."""

@@ -1,0 +1,1 @@
+"""No language model at all."""

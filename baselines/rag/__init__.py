@@ -1,0 +1,1 @@
+"""Retrieval: chunks, a FAISS index over sentence embeddings, and answering with what it finds."""

@@ -1,0 +1,1 @@
+"""What is asked, who answers it, and how good the answer was."""

@@ -1,0 +1,1 @@
+"""Who answers: the protocol, the transformers engine, embeddings, and how a name becomes weights."""

@@ -1,0 +1,53 @@
+"""Sentence embeddings: the one place where sentence-transformers is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.engines.models import resolve_embeddings, weights_fingerprint
+from evals.events import OnEvent, Ticker, ignore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Embedder:
+    """Texts -> unit vectors (n, d) in float32, so that a dot product is the cosine. Each distinct text is embedded once."""
+
+    def __init__(self, name: str, on_event: OnEvent = ignore) -> None:
+        self.name = name
+        self.on_event = on_event
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    @cached_property
+    def folder(self) -> Path:
+        return resolve_embeddings(self.name, self.on_event)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.folder)
+
+    @cached_property
+    def _model(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        return SentenceTransformer(str(self.folder), trust_remote_code=False, local_files_only=True)
+
+    def encode(self, texts: Sequence[str], task: str = "embedding") -> NDArray[np.float32]:
+        import numpy as np
+
+        new = sorted({text for text in texts if text not in self._known}, key=len)
+        ticker = Ticker(self.on_event, task, len(new), "texts") if len(new) > 64 else None
+        for start in range(0, len(new), 64):
+            batch = new[start : start + 64]
+            vectors = self._model.encode(batch, normalize_embeddings=True, show_progress_bar=False)
+            self._known.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
+            if ticker:
+                ticker.advance(len(batch))
+        return np.stack([self._known[text] for text in texts])

@@ -1,0 +1,1 @@
+"""General benchmarks, for forgetting: lm-eval does the measuring."""

@@ -1,0 +1,1 @@
+"""What scores show and what they cannot: paired intervals and tests, margins, and power. Pure; numpy and scipy only."""

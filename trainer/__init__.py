@@ -1,0 +1,1 @@
+"""Training: what changes the weights. A job goes in, an adapter comes out."""
