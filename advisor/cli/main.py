@@ -101,8 +101,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             raise UsageError("the app needs an interactive terminal", do="name a verb: `advisor --help` lists them.")
         from advisor.tui.app import AdvisorApp
 
-        AdvisorApp(arguments.runs_dir).run()
-        return 0
+        return AdvisorApp(arguments.runs_dir).run() or 0
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
         "check": _check,
         "bench": lambda one: _go(one, "baselines"),
@@ -160,10 +159,11 @@ def _go(arguments: argparse.Namespace, until: str, *, name: str | None = None, t
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Goes on with the run of RUN from where it is; a trained adapter is measured whatever the recommendation was."""
     from advisor.cli.display import Display, print_journey
-    from advisor.flow.run import find_run
+    from advisor.flow.run import find_run, task_of
     from advisor.flow.whole import go
 
-    folder, task = find_run(arguments.name, arguments.runs_dir)
+    folder = find_run(arguments.name, arguments.runs_dir)
+    task = task_of(folder)
     trained = (folder / "training" / "training.json").is_file()
     with Display() as display:
         journey = go(task, folder.parent, display.on_event, train=bool(trained))
@@ -178,7 +178,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     from advisor.flow.run import find_run
     from advisor.flow.verdict import read_verdict
 
-    folder, _ = find_run(arguments.name, arguments.runs_dir)
+    folder = find_run(arguments.name, arguments.runs_dir)
     verdict = read_verdict(folder)
     if arguments.json:
         _print_json(verdict)
@@ -194,7 +194,7 @@ def _gate(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from advisor.flow.run import find_run
 
-    folder, _ = find_run(arguments.name, arguments.runs_dir)
+    folder = find_run(arguments.name, arguments.runs_dir)
     path = folder / ("report.json" if arguments.json else "report.md")
     if not path.is_file():
         raise AdvisorError("this run has no report yet", where=str(folder), do="finish it with `advisor run` first.")

@@ -18,6 +18,7 @@ from advisor.flow.run import EXAMPLES, Run
 from advisor.flow.session import Session
 from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
 from evals.candidate import Candidate
+from evals.errors import AdvisorError
 from evals.evaluate import Scores, evaluate
 from evals.events import Note
 from evals.general.lm_eval import measure
@@ -71,7 +72,13 @@ def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: b
     if trained:
         real = [arm.candidate for arm in by_dev if arm.kind != "trivial"]
         return ["tuned", *real]
-    chosen = next(arm for arm in arms if arm.candidate == recommendation.candidate)
+    chosen = next((arm for arm in arms if arm.candidate == recommendation.candidate), None)
+    if chosen is None:
+        raise AdvisorError(
+            f"the recommendation is {recommendation.action}, and nothing is trained yet",
+            where=task.name,
+            do="train first (`advisor train`, or `advisor run` for the whole journey): the locked test is opened once.",
+        )
     limit = cheapness(chosen, task.spec.prices)
     cheaper = [arm for arm in by_dev if arm is not chosen and cheapness(arm, task.spec.prices) <= limit]
     rival = (cheaper or [arm for arm in by_dev if arm is not chosen])[0]

@@ -115,23 +115,18 @@ def _event_log(path: Path) -> Iterator[OnEvent]:
         yield write
 
 
-def find_run(name: str, runs_dir: Path) -> tuple[Path, Task]:
-    """A run's folder or id, or a task (the run of the task as it is now). Returns the folder and the task it belongs to."""
+def find_run(name: str, runs_dir: Path) -> Path:
+    """The folder of a run: by itself, by its id, or by a task, whose run is the one of the task as it is now.
+
+    A run of an earlier state of the task is not taken in its place: a gate must not pass on what has changed since.
+    """
     for folder in (Path(name), runs_dir / name):
-        record = folder / "task.json"
-        if record.is_file():
-            task = load_task(Path(read_json(record)["source"]))
-            if run_folder(task, folder.parent).name != folder.name:
-                raise AdvisorError(
-                    "the task's file or data have changed since this run",
-                    where=str(folder),
-                    do=f"run `advisor run {task.folder}` for the task as it is now; this run's report still stands in its folder.",
-                )
-            return folder, task
+        if (folder / "task.json").is_file():
+            return folder
+    runs = sorted(one.parent.name for one in runs_dir.glob("*/task.json"))
     try:
         task = load_task(find_task(name, EXAMPLES))
     except AdvisorError as error:
-        runs = sorted(one.parent.name for one in runs_dir.glob("*/task.json"))
         if Path(name).exists() or (EXAMPLES / name).exists():
             raise
         raise AdvisorError(
@@ -141,7 +136,20 @@ def find_run(name: str, runs_dir: Path) -> tuple[Path, Task]:
         ) from error
     folder = run_folder(task, runs_dir)
     if not (folder / "task.json").is_file():
+        earlier = [one for one in runs if one.rsplit("-", 1)[0] == task.name]
+        changed = f" ({', '.join(earlier)}: of an earlier state of its file or data)" if earlier else ""
+        raise AdvisorError(f"this task has no run yet{changed}", where=str(folder), do=f"run `advisor run {name}` first.")
+    return folder
+
+
+def task_of(folder: Path) -> Task:
+    """The task that a run belongs to, read anew. Raises AdvisorError where it has changed since or is not on this machine."""
+    source = Path(read_json(folder / "task.json")["source"])
+    task = load_task(source)
+    if run_folder(task, folder.parent).name != folder.name:
         raise AdvisorError(
-            "this task has no run yet", where=str(folder), do=f"run `advisor run {name}` (or `bench`, `advise`) first."
+            "the task's file or data have changed since this run",
+            where=str(folder),
+            do=f"run `advisor run {source}` for the task as it is now; this run's report still stands in its folder.",
         )
-    return folder, task
+    return task

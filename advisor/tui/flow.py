@@ -37,9 +37,9 @@ class RealFlow:
         return read_task(name)
 
     def run(self, name: str, runs_dir: Path) -> Task:
-        from advisor.flow.run import find_run
+        from advisor.flow.run import find_run, task_of
 
-        return find_run(name, runs_dir)[1]
+        return task_of(find_run(name, runs_dir))
 
     def go(self, task: Task, runs_dir: Path, on_event: OnEvent, *, until: str, train: bool | None) -> Journey:
         from advisor.flow.whole import go

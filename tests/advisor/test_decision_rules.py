@@ -1,0 +1,149 @@
+"""The recommendation follows the measured effect, whatever the candidates are called."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advisor.decision.compare import compare
+from advisor.decision.cost import break_even_requests, cost_per_1k
+from advisor.decision.recommend import Evidence, recommend
+from evals.errors import AdvisorError
+from evals.evaluate import Score, Scores
+from evals.task.spec import PricesSpec
+
+
+def arm(name: str, kind: str, rate: float, n: int = 100, *, tokens: int = 100, seed: int = 0) -> Scores:
+    """`n` binary scores, a share of `rate` right, spread by a seed of its own so that arms are not nested."""
+    right = [1.0] * round(rate * n) + [0.0] * (n - round(rate * n))
+    random.Random(f"{name}{seed}").shuffle(right)
+    items = tuple(
+        Score(str(i), s, "x", tokens, 10, 0.1 if tokens else 0.0001, "", {"tolerant": s}) for i, s in enumerate(right)
+    )
+    return Scores(name, kind, "dev", "accuracy", items)
+
+
+def evidence(*arms: Scores, probe: Scores | None, target: float | None = None, context: tuple[Scores, ...] = ()) -> Evidence:
+    return Evidence(tuple(arms), probe, 150, 300, None, 0.03, target, PricesSpec(), context)
+
+
+TRIVIAL = arm("t", "trivial", 0.1, tokens=0)
+
+
+def test_training_is_recommended_when_the_probe_wins() -> None:
+    found = recommend(evidence(TRIVIAL, arm("p", "prompt", 0.4), probe=arm("probe", "tuned", 0.8)))
+    assert (found.action, found.reasons[0].rule) == ("fine_tune", "training_pays")
+    claim = found.comparisons[found.reasons[0].comparison or 0]
+    assert claim.difference == pytest.approx(0.4)
+    assert claim.low > 0
+
+
+def test_prompting_is_recommended_when_training_brings_nothing() -> None:
+    found = recommend(evidence(TRIVIAL, arm("p", "prompt", 0.85), arm("q", "prompt", 0.5), probe=arm("probe", "tuned", 0.5)))
+    assert (found.action, found.candidate) == ("prompt", "p")
+
+
+def test_retrieval_is_recommended_only_where_it_beats_its_absence() -> None:
+    prompt, probe = arm("p", "prompt", 0.1), arm("probe", "tuned", 0.2)
+    assert recommend(evidence(TRIVIAL, prompt, arm("r", "rag", 0.8), probe=probe)).action == "rag"
+    close = recommend(evidence(TRIVIAL, arm("p", "prompt", 0.80), arm("r", "rag", 0.81), probe=arm("probe", "tuned", 0.3)))
+    assert (close.action, close.candidate) == ("prompt", "p")
+
+
+def test_a_classifier_that_wins_is_named() -> None:
+    found = recommend(
+        evidence(TRIVIAL, arm("c", "no_llm", 0.9, tokens=0), arm("p", "prompt", 0.4), probe=arm("probe", "tuned", 0.7))
+    )
+    assert (found.action, found.candidate) == ("no_llm", "c")
+
+
+def test_nothing_learnt_says_so() -> None:
+    found = recommend(evidence(TRIVIAL, arm("p", "prompt", 0.1), arm("r", "rag", 0.12), probe=arm("probe", "tuned", 0.11)))
+    assert (found.action, found.reasons[0].rule) == ("collect_data", "nothing_learnt")
+
+
+def test_a_small_difference_on_few_items_is_undecided_and_says_how_many_more() -> None:
+    found = recommend(
+        evidence(arm("t", "trivial", 0.0, 40), arm("p", "prompt", 0.6, 40), probe=arm("probe", "tuned", 0.65, 40))
+    )
+    assert found.action == "undecided"
+    assert "more dev items" in found.reasons[0].sentence
+
+
+def test_the_cheapest_candidate_that_reaches_the_target_wins_even_against_a_better_one() -> None:
+    cheap, dear = arm("cheap", "prompt", 0.9, tokens=50), arm("dear", "prompt", 0.99, tokens=5000)
+    found = recommend(evidence(TRIVIAL, dear, cheap, probe=None, target=0.8))
+    assert (found.action, found.candidate, found.reasons[0].rule) == ("prompt", "cheap", "target_reached")
+    # A mean above the target is not enough: the lower bound must reach it.
+    assert recommend(evidence(TRIVIAL, arm("p", "prompt", 0.82), probe=arm("probe", "tuned", 0.5), target=0.8)).reasons[
+        0
+    ].rule != ("target_reached")
+
+
+def test_knowledge_probes_become_a_sentence_or_are_said_to_be_missing() -> None:
+    context = (arm("gold_passage", "probe", 0.9), arm("irrelevant_passage", "probe", 0.1))
+    arms = (TRIVIAL, arm("r", "rag", 0.8), arm("p", "prompt", 0.1))
+    with_them = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1), context=context))
+    assert any("Knowledge" in one.sentence and "+80.0" in one.sentence for one in with_them.reasons)
+    without = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1)))
+    assert any("knowledge untested" in one for one in without.cannot_tell)
+
+
+def test_a_dev_split_of_five_is_said_to_carry_nothing() -> None:
+    found = recommend(evidence(arm("t", "trivial", 0.0, 5), arm("p", "prompt", 0.4, 5), probe=arm("probe", "tuned", 1.0, 5)))
+    assert found.action != "fine_tune"
+    assert "5 dev items carry hardly any claim" in found.cannot_tell[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rates=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    n=st.integers(2, 60),
+    names=st.permutations(["triage", "rag", "tuned", "prompt"]),
+)
+def test_the_action_does_not_depend_on_names_and_never_fails(rates: list[float], n: int, names: list[str]) -> None:
+    def found(labels: list[str]) -> str:
+        values = [
+            Scores(label, kind, "dev", "accuracy", arm(str(index), kind, rate, n).items)
+            for index, (label, kind, rate) in enumerate(zip(labels, ["prompt", "rag", "tuned"], rates, strict=True))
+        ]
+        return recommend(evidence(arm("t", "trivial", 0.05, n), values[0], values[1], probe=values[2])).action
+
+    assert found(names[:3]) == found(["a", "b", "c"])
+
+
+def test_under_no_effect_training_is_rarely_recommended() -> None:
+    """A/A: the probe is as good as the best arm. The best of two arms is chosen on the same items, so under 5% is expected."""
+    wrong = 0
+    for seed in range(300):
+        chance = random.Random(seed)
+        draw = lambda: tuple(Score(str(i), float(chance.random() < 0.5), "", 10, 5, 0.1) for i in range(70))  # noqa: E731, B023
+        arms = [Scores(name, "prompt", "dev", "accuracy", draw()) for name in "ab"]
+        probe = Scores("probe", "tuned", "dev", "accuracy", draw())
+        wrong += recommend(evidence(arm("t", "trivial", 0.0, 70), *arms, probe=probe)).action == "fine_tune"
+    assert wrong <= 0.05 * 300
+
+
+def test_candidates_scored_on_different_items_are_refused() -> None:
+    one, other = arm("a", "prompt", 0.5, 10), arm("b", "prompt", 0.5, 11)
+    with pytest.raises(AdvisorError, match="not scored on the same items"):
+        compare(one, other, None)
+
+
+def test_cost_by_tokens_by_time_and_without_prices() -> None:
+    scores = arm("p", "prompt", 0.5, 4, tokens=1000)
+    by_tokens = cost_per_1k(scores, PricesSpec(input_per_million=0.15, output_per_million=0.6))
+    assert by_tokens.money == pytest.approx(1000 * (1000 * 0.15 + 10 * 0.6) / 1e6)
+    by_time = cost_per_1k(scores, PricesSpec(gpu_hour=3.6))
+    assert by_time.money == pytest.approx(1000 * 0.1 * 0.001)
+    assert cost_per_1k(scores, PricesSpec()).money is None
+
+
+def test_break_even() -> None:
+    assert break_even_requests(10.0, 0.002, 0.001) == pytest.approx(10_000)
+    for rival, tuned in itertools.product([None, 0.001], [None, 0.001]):
+        assert break_even_requests(10.0, rival, tuned) is None
