@@ -9,6 +9,7 @@ from typing import Any
 from baselines.prompts.prompt import answer_format
 from evals.candidate import Answer, AnswerFormat, Kind, PromptFormat
 from evals.engines.engine import Engine, Request
+from evals.metrics.text import containment
 from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.load import Task
@@ -59,6 +60,7 @@ def irrelevant_passages(examples: Sequence[Example]) -> dict[str, str]:
             if other.id != example.id
             and (other.group is None or other.group != example.group)
             and example.target.lower() not in passages[other.id].lower()
+            and not containment(passages[other.id], example.target)
         ]
         chosen[example.id] = min(others, key=lambda text: abs(len(text) - len(own)), default="")
     return chosen

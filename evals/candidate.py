@@ -56,17 +56,21 @@ class PromptFormat:
         return f"{self.instruction}\n\n{text}" if self.placement == "inline" and self.instruction else text
 
     def messages(self, example: Example, shots: Sequence[Example] = (), *, context: Sequence[str] = ()) -> tuple[Message, ...]:
-        """System (if any), then each shot as a user and an assistant turn, then the example's own turns, ending with the user's."""
-        turns: list[Message] = []
-        if self.placement == "system" and self.instruction:
-            turns.append(Message("system", self.instruction))
+        """System (if any), then each shot's turns and its answer, then the example's own turns, ending with the user's.
+
+        There is one system message at most, and it comes first, as chat templates demand: the instruction and the
+        example's own one are joined, and those of the shots are left out.
+        """
+        system = [self.instruction] if self.placement == "system" and self.instruction else []
+        system += [message.content for message in example.messages if message.role == "system"]
+        turns = [Message("system", "\n\n".join(system))] if system else []
         for shot in shots:
             turns += [*self._dress(shot.messages, ()), Message("assistant", shot.target)]
         return (*turns, *self._dress(example.messages, context))
 
     def _dress(self, messages: Sequence[Message], context: Sequence[str]) -> list[Message]:
-        """The messages with instruction and context written into the last user turn."""
-        dressed = list(messages)
+        """The turns with instruction and context written into the last of the user's."""
+        dressed = [message for message in messages if message.role != "system"]
         last = max(index for index, message in enumerate(dressed) if message.role == "user")
         text = dressed[last].content
         if context:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evals.candidate import Answer, Candidate
 from evals.engines.engine import Request, Response
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, OnEvent, Ticker
 from evals.metrics import score, tolerant_score
-from evals.records import content_hash, read_json, read_jsonl, write_json, write_jsonl
+from evals.records import content_hash, jsonable, read_json, read_jsonl, write_json, write_jsonl
 from evals.task.example import Example
 from evals.task.load import Task
 
@@ -80,6 +83,34 @@ def score_answer(task: Task, example: Example, text: str, response: Response | A
     )
 
 
+def _read(path: Path) -> dict[str, Score]:
+    """Kept scores by id."""
+    try:
+        return {row["id"]: Score(**row) for row in read_jsonl(path)}
+    except (KeyError, TypeError) as error:
+        raise AdvisorError("this record is damaged", where=str(path), do="delete it and run again.") from error
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that adds one JSON line to the file, at once. Only its own failures are called a full disk."""
+    with path.open("ab", buffering=0) as file:
+
+        def append(row: Any) -> None:
+            line = (json.dumps(jsonable(row), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError as error:
+                raise AdvisorError(
+                    f"answers could not be kept: {error.strerror or error}",
+                    where=str(path),
+                    do="free some disk space, then run the same command again: it goes on where it stopped.",
+                ) from error
+
+        yield append
+
+
 def evaluate(task: Task, candidate: Candidate, split: str, folder: Path, on_event: OnEvent) -> Scores:
     """Scores of `candidate` on a split of the task, from `folder/<split>/<candidate>.jsonl` where they are there already.
 
@@ -110,43 +141,42 @@ def evaluate(task: Task, candidate: Candidate, split: str, folder: Path, on_even
         return scores
 
     if meta.is_file() and path.is_file() and read_json(meta).get("input_hash") == key:
-        items = {row["id"]: Score(**row) for row in read_jsonl(path)}
+        items = _read(path)
         if set(items) == {one.id for one in examples}:
             return record(items, reused=True)
 
     partial = path.with_suffix(f".{key[:12]}.partial")
-    items = {row["id"]: Score(**row) for row in read_jsonl(partial)} if partial.is_file() else {}
+    items = _read(partial) if partial.is_file() else {}
     todo = [one for one in examples if one.id not in items]
     by_id = {one.id: one for one in todo}
     ticker = Ticker(on_event, f"{candidate.name} on {split}", len(examples), "items", done=len(items))
     asked: list[Request] = []
     # Written anew first: a crash may have left half a line at its end.
     write_jsonl(partial, items.values())
-    try:
-        with partial.open("a", encoding="utf-8", errors="surrogatepass") as file:
+    with _appending(partial) as append:
 
-            def keep(one: Score) -> None:
-                items[one.id] = one
-                file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-                file.flush()
-                ticker.advance()
+        def keep(one: Score) -> None:
+            items[one.id] = one
+            append(asdict(one))
+            ticker.advance()
 
-            for example, request in zip(todo, candidate.requests(todo), strict=True):
-                if isinstance(request, Answer):
-                    keep(score_answer(task, example, request.text, request))
-                else:
-                    asked.append(request)
-            if asked:
-                if engine is None:
-                    raise AdvisorError("a candidate asks a model but has no engine", where=candidate.name)
-                for response in engine.generate(asked):
-                    keep(score_answer(task, by_id[response.id], candidate.parse(response.text), response))
-    except OSError as error:
+        for example, request in zip(todo, candidate.requests(todo), strict=True):
+            if isinstance(request, Answer):
+                keep(score_answer(task, example, request.text, request))
+            else:
+                asked.append(request)
+        if asked:
+            if engine is None:
+                raise AdvisorError("a candidate asks a model but has no engine", where=candidate.name)
+            for response in engine.generate(asked):
+                keep(score_answer(task, by_id[response.id], candidate.parse(response.text), response))
+    missing = [one.id for one in examples if one.id not in items]
+    if missing:
         raise AdvisorError(
-            f"answers could not be kept: {error.strerror or error}",
-            where=str(partial),
-            do="free some disk space, then run the same command again: it goes on where it stopped.",
-        ) from error
+            f"the engine left {len(missing)} of {len(examples)} items without an answer, the first is {missing[0]}",
+            where=candidate.name,
+            do="run the same command again: it asks only for these.",
+        )
     write_jsonl(path, [items[one.id] for one in examples])
     write_json(
         meta,

@@ -18,19 +18,22 @@ SCHEMA_VERSION = 1
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and numpy scalars as plain JSON values; a number that JSON cannot hold becomes None."""
+    """Dataclasses, tuples, sets, numpy scalars and arrays as plain JSON values; a number that JSON cannot hold becomes None."""
     if is_dataclass(value) and not isinstance(value, type):
         return jsonable(asdict(value))
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, set | frozenset):
+        # A set has no order of its own, and a hash needs one.
+        return sorted(map(jsonable, value), key=lambda item: json.dumps(item, sort_keys=True))
+    if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        return jsonable(value.item())
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
     return value
 
 
@@ -92,13 +95,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON Lines record. A torn last line (a crash while appending) is left out."""
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
+    # As bytes: the crash may have cut a character in two.
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line.decode("utf-8", "surrogatepass"))
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise AdvisorError("this record is damaged", where=f"{path}:{number}", do="delete it and run again.") from error

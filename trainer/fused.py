@@ -133,9 +133,8 @@ def answer_loss(model: Any, inputs: dict[str, Any]) -> tuple[Any, int]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     labels = inputs["labels"][:, 1:].reshape(-1)
     at = (labels != -100).nonzero().squeeze(-1)
-    hidden = base.base_model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    ).last_hidden_state[:, :-1]
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+    hidden = base.base_model(**given, use_cache=False).last_hidden_state[:, :-1]
     chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, at)
     head = base.get_output_embeddings()
     return frozen_head_loss().apply(chosen, head.weight, labels.index_select(0, at)), at.numel()

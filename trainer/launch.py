@@ -150,7 +150,8 @@ def _event(record: Mapping[str, Any]) -> Event | None:
 def _error(job: TrainingJob, code: int, failure: dict[str, str] | None) -> AdvisorError:
     if failure:
         return AdvisorError(failure["what"], where=failure["where"], do=failure["do"])
-    if code == 130:
+    # A second signal while it ends kills it, after its checkpoint.
+    if code in (130, -signal.SIGINT, -signal.SIGTERM):
         return Interrupted(f"the training ({job.purpose}) was stopped", where=str(job.folder), do=RESUME)
     log = job.folder / "worker.log"
     if code == -signal.SIGKILL:

@@ -18,10 +18,9 @@ class Session:
     @cached_property
     def engine(self) -> HfEngine:
         model = self.task.spec.model
-        return HfEngine(
-            ModelHandle(model.model_name_or_path, model.dtype, self.on_event, trust_remote_code=model.trust_remote_code)
-        )
+        name = self.task.located(model.model_name_or_path)
+        return HfEngine(ModelHandle(name, model.dtype, self.on_event, trust_remote_code=model.trust_remote_code))
 
     @cached_property
     def embedder(self) -> Embedder:
-        return Embedder(self.task.spec.embeddings.model_name_or_path, self.on_event)
+        return Embedder(self.task.located(self.task.spec.embeddings.model_name_or_path), self.on_event)

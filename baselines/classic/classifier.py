@@ -20,6 +20,8 @@ from evals.task.load import Task
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 FOLDS = 3
+# No JSON value: the class of the rows that lack a field.
+ABSENT = ""
 
 
 class Classifier:
@@ -76,7 +78,7 @@ class Classifier:
         vectors = self.embedder.encode([example.text for example in self.task.train], "embedding the training rows")
         models = {}
         for field in self.label_fields:
-            values = [row.get(field, "null") for row in self._rows]
+            values = [row.get(field, ABSENT) for row in self._rows]
             model: Any = LogisticRegression(C=10.0, max_iter=1000)
             if min(Counter(values).values()) >= FOLDS:
                 model = GridSearchCV(model, {"C": list(STRENGTHS)}, cv=FOLDS)
@@ -92,11 +94,13 @@ class Classifier:
         seconds = (time.perf_counter() - started) / max(1, len(examples))
         answers: list[Request | Answer] = []
         for index in range(len(examples)):
-            fields = {field: json.loads(values[index]) for field, values in predicted.items()}
+            given = {field: str(values[index]) for field, values in predicted.items()}
+            fields = {field: json.loads(value) for field, value in given.items() if value != ABSENT}
             if self.task.output_type == "label":
                 answers.append(Answer(str(fields.get("", usual)), seconds))
             else:
-                whole = {**(parse_object(usual) or {}), **fields}
+                kept = {field: value for field, value in (parse_object(usual) or {}).items() if given.get(field) != ABSENT}
+                whole = {**kept, **fields}
                 answers.append(Answer(json.dumps(whole, ensure_ascii=False, separators=(",", ":")), seconds))
         return answers
 

@@ -82,7 +82,8 @@ def nearest_shots(train: Sequence[Example], count: int, embedder: Embedder) -> C
 
 def affordable_shots(task: Task, engine: Engine, context_length: int, count: int) -> int:
     """How many demonstrations fit beside the instruction and the longest question, with room to answer."""
-    lengths = sorted(engine.count_tokens([f"{one.text}\n{one.target}" for one in task.train]), reverse=True)
+    rows = ["\n".join([*(message.content for message in one.messages), one.target]) for one in task.train]
+    lengths = sorted(engine.count_tokens(rows), reverse=True)
     instruction = engine.count_tokens([task.instruction])[0]
     room = context_length - instruction - 2 * lengths[0] - 128
     fitting = 0

@@ -62,10 +62,13 @@ class Rag:
 def rag_arms(task: Task, engine: Engine, embedder: Embedder) -> list[Rag]:
     if not task.documents:
         return []
-    index = DenseIndex(split_documents(task.documents), embedder)
+    chunks = split_documents(task.documents)
+    if not chunks:
+        return []
+    index = DenseIndex(chunks, embedder)
     answers = answer_format(task, engine)
     inline = PromptFormat(task.instruction, "inline")
-    documents = content_hash(task.documents)
+    documents = content_hash(chunks)
     return [Rag(f"rag_{count}", engine, index, count, inline, answers, documents) for count in PASSAGES]
 
 

@@ -44,7 +44,8 @@ def split_document(document: Document, words: int = CHUNK_WORDS) -> list[Chunk]:
     for sentence in sentences:
         if current and sum(len(one.split()) for one in current) + len(sentence.split()) > words:
             chunks.append(Chunk(document.id, title, len(chunks), " ".join(current)))
-            current = current[-1:] if len(current) > 1 else []
+            last = current[-1].split()
+            current = current[-1:] if len(current) > 1 and len(last) + len(sentence.split()) <= words else []
         current.append(sentence)
     if current:
         chunks.append(Chunk(document.id, title, len(chunks), " ".join(current)))

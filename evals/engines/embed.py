@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.engines.models import resolve_embeddings, weights_fingerprint
+from evals.errors import AdvisorError
 from evals.events import OnEvent, Ticker, ignore
 
 if TYPE_CHECKING:
@@ -37,7 +38,14 @@ class Embedder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        return SentenceTransformer(str(self.folder), trust_remote_code=False, local_files_only=True)
+        try:
+            return SentenceTransformer(str(self.folder), trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            raise AdvisorError(
+                f"the embedding model cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
+                where=str(self.folder),
+                do="name a folder or Hub name that sentence-transformers can load.",
+            ) from error
 
     def encode(self, texts: Sequence[str], task: str = "embedding") -> NDArray[np.float32]:
         import numpy as np
@@ -50,4 +58,6 @@ class Embedder:
             self._known.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
             if ticker:
                 ticker.advance(len(batch))
+        if not texts:
+            return np.zeros((0, int(self._model.get_sentence_embedding_dimension() or 0)), dtype=np.float32)
         return np.stack([self._known[text] for text in texts])

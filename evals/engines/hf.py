@@ -24,7 +24,7 @@ MAX_BATCH = 48
 MIN_PREFIX = 48
 # For a base model that ships no chat template: plain turns, named in the run's notes.
 PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    "{{ bos_token or '' }}{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
@@ -90,6 +90,7 @@ class ModelHandle:
     def base(self) -> Any:
         """The model; once an adapter is loaded, its LoRA layers sit inside it and `model` wraps it."""
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -106,14 +107,15 @@ class ModelHandle:
                     local_files_only=True,
                 )
                 return model.to(self.device).eval()
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise self._broken("model", error) from error
 
-    def _broken(self, what: str, error: Exception) -> AdvisorError:
+    def _broken(self, what: str, error: Exception, folder: Path | None = None) -> AdvisorError:
+        whole = "adapter of this very model" if folder else "causal language model"
         return AdvisorError(
-            f"the {what} cannot be loaded: {str(error).splitlines()[0][:300]}",
-            where=str(self.folder),
-            do="check that the folder holds a whole causal language model, and that there is memory for it.",
+            f"the {what} cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
+            where=str(folder or self.folder),
+            do=f"check that the folder holds a whole {whole}, and that there is memory for it.",
         )
 
     @cached_property
@@ -129,18 +131,22 @@ class ModelHandle:
         if self.adapters.get(name) == digest:
             return
         from peft import PeftModel
+        from safetensors import SafetensorError
 
         model = self.model
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if isinstance(model, PeftModel):
-                if name in self.adapters:
-                    model.delete_adapter(name)
-                model.load_adapter(folder, name, use_safetensors=True, autocast_adapter_dtype=False)
-            else:
-                self._wrapped["peft"] = PeftModel.from_pretrained(
-                    model, folder, name, use_safetensors=True, autocast_adapter_dtype=False
-                )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if isinstance(model, PeftModel):
+                    if self.adapters.pop(name, None):
+                        model.delete_adapter(name)
+                    model.load_adapter(folder, name, use_safetensors=True, autocast_adapter_dtype=False)
+                else:
+                    self._wrapped["peft"] = PeftModel.from_pretrained(
+                        model, folder, name, use_safetensors=True, autocast_adapter_dtype=False
+                    )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise self._broken("adapter", error, folder) from error
         self.model.eval()
         self.adapters[name] = digest
 
@@ -179,7 +185,11 @@ class HfEngine:
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():
             raise AdvisorError("there is no adapter here", where=str(folder), do="run `advisor train` first.")
-        return HfEngine(self.handle, Adapter(name, folder, file_hash(weights)))
+        config = folder / "adapter_config.json"
+        if not config.is_file():
+            raise AdvisorError("this adapter has no adapter_config.json", where=str(folder), do="run `advisor train` again.")
+        # The settings count too: rank and alpha scale the weights.
+        return HfEngine(self.handle, Adapter(name, folder, content_hash([file_hash(weights), file_hash(config)])))
 
     def active(self) -> AbstractContextManager[Any]:
         """While this is entered, `handle.model` answers as this engine: with its adapter, or as the bare base."""
@@ -195,15 +205,16 @@ class HfEngine:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to where the assistant begins, by the model's own template."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
+        tokenizer = self.handle.tokenizer
         try:
-            text = self.handle.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:
             # Templates refuse roles they do not know (Gemma has no system turn): the instruction joins the first user turn.
             if turns and turns[0]["role"] == "system" and len(turns) > 1:
                 joined = Message("user", f"{turns[0]['content']}\n\n{turns[1]['content']}")
                 return self.prompt_ids([joined, *messages[2:]])
             raise AdvisorError(f"the chat template cannot render this: {error}", where=self.name) from error
-        ids: list[int] = self.handle.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
@@ -226,8 +237,14 @@ class HfEngine:
             try:
                 answers = self._generate_batch(batch, prefix)
             except RuntimeError as error:
-                if "memory" not in str(error).lower() or len(batch) == 1:
+                if "memory" not in str(error).lower():
                     raise
+                if len(batch) == 1:
+                    raise AdvisorError(
+                        f"out of memory for one prompt of {len(batch[0][1])} tokens",
+                        where=self.name,
+                        do="free memory, shorten the prompts, or name a smaller model.",
+                    ) from error
                 budget = longest * (len(batch) // 2)
                 continue
             for answer in answers:
@@ -246,7 +263,7 @@ class HfEngine:
         limit = min(map(len, prompts)) - 1
         while length < limit and low[length] == high[length]:
             length += 1
-        if length < MIN_PREFIX or getattr(self.handle.model.config, "sliding_window", None):
+        if length < MIN_PREFIX or not self._full_attention():
             return None, 0.0
         import torch
         from transformers import DynamicCache
@@ -262,6 +279,12 @@ class HfEngine:
                 logits_to_keep=1,
             )
         return (ids, cache), time.perf_counter() - started
+
+    def _full_attention(self) -> bool:
+        """Whether every layer sees all tokens: a window or a recurrent state does not bear padding behind the prefix."""
+        config = self.handle.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
     def _generate_batch(
         self, batch: Sequence[tuple[Request, list[int]]], prefix: tuple[list[int], Any] | None
@@ -288,6 +311,8 @@ class HfEngine:
                 attention_mask=torch.tensor(mask, device=device),
                 max_new_tokens=limit,
                 do_sample=False,
+                # Of a model's own generation settings this one bends greedy decoding too, and would count the padding.
+                repetition_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=self._stop_ids(),
                 **more,
@@ -310,6 +335,6 @@ class HfEngine:
         """The answer up to its end mark, and whether it ran into the limit instead."""
         stops = set(self._stop_ids())
         end = next((index for index, one in enumerate(ids) if one in stops), None)
-        if end is None or end > limit:
+        if end is None or end >= limit:
             return ids[:limit], True
         return ids[:end], False

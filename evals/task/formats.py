@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from evals.task.example import Example
 from evals.task.spec import ColumnsSpec
 
 MAX_LINE = 1_000_000
+SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = ("system", "user", "assistant")
 
 
@@ -46,12 +48,12 @@ class RowError(Exception):
 def read_rows(path: Path, columns: ColumnsSpec) -> tuple[list[Row], list[Problem], str]:
     """All rows of a JSON Lines file, all its problems, and the name of the detected format."""
     file = str(path)
-    if not path.is_file():
-        return [], [Problem(file, 0, "", "there is no such file")], ""
     rows: list[Row] = []
     problems: list[Problem] = []
     formats: set[str] = set()
     try:
+        if not path.is_file():
+            return [], [Problem(file, 0, "", "there is no such file")], ""
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         return [], [Problem(file, 0, "", f"not UTF-8 text (byte {error.start})")], ""
@@ -78,14 +80,20 @@ def parse_line(line: str) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise RowError("", f"the line is longer than {MAX_LINE:,} characters")
     try:
-        body = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        column = getattr(error, "colno", 0)
-        raise RowError("", f"broken JSON: {reason}" + (f" at column {column}" if column else "")) from error
+        body = json.loads(line, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise RowError("", f"broken JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise RowError("", "broken JSON: nested too deeply") from error
+    except ValueError as error:
+        raise RowError("", f"broken JSON: {error}") from error
     if not isinstance(body, dict):
         raise RowError("", "each line is one JSON object")
     return body
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
 
 
 def detect(body: dict[str, Any], columns: ColumnsSpec) -> str:
@@ -110,10 +118,14 @@ def to_example(body: dict[str, Any], detected: str, columns: ColumnsSpec) -> Exa
             raise RowError("messages", "the last message must be the assistant's: it is the target")
         target = messages[-1].content
         messages = messages[:-1]
+        if not messages or messages[-1].role != "user":
+            raise RowError("messages", "the message before the last must be the user's: it is the input")
     else:
         messages = (Message("user", _text(body, columns.input)),)
         target = _target(body[columns.output], columns.output)
-    if not any(message.role == "user" and message.content.strip() for message in messages):
+    if any(SURROGATE.search(text) for text in [target, *(message.content for message in messages)]):
+        raise RowError("", "half of a surrogate pair (such as \\ud83d) is no text, and no tokeniser takes it")
+    if not messages[-1].content.strip():
         raise RowError(columns.input if detected != "messages" else "messages", "the input is empty")
     if not target.strip():
         raise RowError(columns.output if detected != "messages" else "messages", "the output is empty")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evals.candidate import AnswerFormat
+from evals.engines.models import PINNED_EMBEDDINGS, PINNED_MODELS
 from evals.errors import AdvisorError, Problem, ProblemsError
 from evals.metrics import default_metric
 from evals.metrics.number import parse_number
@@ -19,6 +21,7 @@ from evals.task.spec import OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, split_problems
 
 MAX_LABELS = 100
+PINNED = {*PINNED_MODELS, *PINNED_EMBEDDINGS}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class Task:
             }
         )
 
+    def located(self, model: str) -> str:
+        """The model's name, or its path where it is a folder or GGUF file beside the task file (paths are relative to it)."""
+        path = self.folder / model
+        beside = model not in PINNED and (path.is_dir() or (path.suffix == ".gguf" and path.is_file()))
+        return str(path) if beside else model
+
     def answer_format(self, max_new_tokens: int) -> AnswerFormat:
         return AnswerFormat(self.output_type, max_new_tokens, self.labels)
 
@@ -93,8 +102,9 @@ def load_task(path: Path) -> Task:
     if not unreadable:
         problems += split_problems(splits)
     every = [row for name in NAMES for row in splits[name]]
-    output_type, labels = _output(spec, [row.example.target for row in splits["train"]], said)
-    problems += _target_problems(spec, folder, output_type, labels, every)
+    output_type, labels = _output(spec, [row.example.target for row in given["train"]], said)
+    # Labels that were inferred from half a file accuse the rows of the other half.
+    problems += _target_problems(spec, folder, output_type, spec.output.labels if unreadable else labels, every)
     if spec.gate.max_cost_per_1k is not None and not spec.prices.model_fields_set:
         problems.append(Problem(str(file), 0, "gate.max_cost_per_1k", "a limit on cost needs `prices:`"))
     if problems:
@@ -122,8 +132,11 @@ def _instruction(spec: TaskSpec, folder: Path, problems: list[Problem]) -> str:
 
 
 def _output(spec: TaskSpec, targets: list[str], said: list[str]) -> tuple[OutputType, tuple[str, ...]]:
-    """The declared output type, or the one that all training targets fit."""
+    """The declared output type (declared labels are one), or the one that all targets of the training file fit."""
     distinct = sorted(set(targets))
+    if spec.output.labels and not spec.output.type:
+        said.append("output type: label, since labels are declared")
+        return "label", spec.output.labels
     if spec.output.type:
         labels = spec.output.labels or (tuple(distinct) if spec.output.type == "label" else ())
         return spec.output.type, labels
@@ -135,13 +148,15 @@ def _output(spec: TaskSpec, targets: list[str], said: list[str]) -> tuple[Output
     elif len(targets) >= 20 and 2 <= len(distinct) <= min(MAX_LABELS, len(targets) // 4):
         inferred = "label"
     said.append(f"output type: {inferred}, from the targets")
-    return inferred, spec.output.labels or (tuple(distinct) if inferred == "label" else ())
+    return inferred, tuple(distinct) if inferred == "label" else ()
 
 
 def _target_problems(
     spec: TaskSpec, folder: Path, output_type: OutputType, labels: tuple[str, ...], rows: list[Row]
 ) -> list[Problem]:
     """Targets that no right answer could have: not JSON, not of the schema, not a label, not a number."""
+    from referencing.exceptions import Unresolvable
+
     problems: list[Problem] = []
     validator: Any = None
     if spec.output.json_schema:
@@ -154,12 +169,18 @@ def _target_problems(
             if body is None:
                 message = "the target is not a JSON object"
             elif validator is not None:
-                error = next(iter(validator.iter_errors(body)), None)
-                message = f"the target breaks the schema: {error.message[:200]}" if error else ""
+                try:
+                    error = next(iter(validator.iter_errors(body)), None)
+                    message = f"the target breaks the schema: {error.message[:200]}" if error else ""
+                except (Unresolvable, RecursionError, re.error) as error:
+                    where = str(folder / str(spec.output.json_schema))
+                    reason = str(error)[:200]
+                    problems.append(Problem(where, 0, "output.schema", f"the schema cannot be followed: {reason}"))
+                    validator = None
         elif output_type == "number" and parse_number(target) is None:
             message = "the target is not a number"
-        elif output_type == "label" and target not in labels:
-            message = f"the target {target[:60]!r} is not one of the labels"
+        elif output_type == "label" and labels and target not in labels:
+            message = f"the target {target[:60]!r} is not one of the labels (declare it in `output: {{labels: […]}}`)"
         if message:
             problems.append(Problem(row.file, row.line, spec.columns.output, message))
     return problems
@@ -167,6 +188,7 @@ def _target_problems(
 
 def _validator(path: Path, problems: list[Problem]) -> Any:
     from jsonschema import Draft202012Validator, SchemaError
+    from referencing import Registry
 
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -175,7 +197,8 @@ def _validator(path: Path, problems: list[Problem]) -> Any:
         reason = getattr(error, "message", str(error))
         problems.append(Problem(str(path), 0, "output.schema", f"not a JSON Schema that can be read: {reason[:200]}"))
         return None
-    return Draft202012Validator(schema)
+    # An empty registry: a schema that refers to an address is not fetched.
+    return Draft202012Validator(schema, registry=Registry())
 
 
 def find_task(name: str, examples: Path) -> Path:

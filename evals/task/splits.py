@@ -74,7 +74,13 @@ def split_problems(splits: Mapping[str, Sequence[Row]]) -> list[Problem]:
             first = ids.setdefault(row.example.id, row)
             if first is not row:
                 problems.append(
-                    Problem(row.file, row.line, "id", f"{row.example.id!r} stands at {first.file}:{first.line} too")
+                    Problem(
+                        row.file,
+                        row.line,
+                        "id",
+                        f"{row.example.id!r} stands at {first.file}:{first.line} too "
+                        "(a row without an id is named after its content: equal rows get equal names)",
+                    )
                 )
             where, other = questions.setdefault(normalised_input(row.example), (name, row))
             if where != name:

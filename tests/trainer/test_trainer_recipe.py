@@ -23,7 +23,7 @@ def test_overrides_win_and_the_seed_is_the_tasks() -> None:
 
 
 def test_larger_models_and_data_are_treated_more_gently() -> None:
-    large = recommended_recipe(5000, 7_000_000_000, overrides={}, where="task.yaml", seed=0)
+    large = recommended_recipe(5000, 70_000_000_000, overrides={}, where="task.yaml", seed=0)
     assert large.learning_rate < recommend().learning_rate
     assert large.num_train_epochs < recommend().num_train_epochs
 

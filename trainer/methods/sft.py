@@ -13,9 +13,10 @@ from evals.engines.machine import available_cores
 from evals.events import Note, OnEvent, Progress, TrainingStep
 from trainer.callbacks import Meter, Stop, event_stream
 from trainer.checkpoints import Spent, last_complete
-from trainer.data import Encoded, encode_all, load_tokenizer
+from trainer.data import IGNORED, Encoded, encode_all, load_tokenizer
 from trainer.fused import answer_loss, fuse_lora, has_plain_head
 from trainer.job import TrainedAdapter, TrainingJob
+from trainer.prefix import WORTHWHILE, Layout, collator, common_prefix, share_prefix, supports
 from trainer.recipe import Recipe
 
 # On a processor, torch's SDPA is slower backward than plain attention up to about this many tokens a row (measured).
@@ -45,7 +46,8 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
     emit(Progress("loading the model", 0, 0, ""))
     model = _base_model(job, device, longest=max(len(row["input_ids"]) for row in train.rows))
     emit(Progress("loading the model", 1, 1, ""))
-    trainer = _trainer(model, tokenizer, recipe, train, checkpoints, device, meter)
+    layout, collate = _batches(model, tokenizer, train, dev, device)
+    trainer = _trainer(model, tokenizer, recipe, train, checkpoints, device, meter, layout, collate)
     fuse_lora(trainer.model)
     trainer.add_callback(event_stream(emit, meter, stop, job.purpose))
     trainer.train(resume_from_checkpoint=str(kept[0]) if kept else None)
@@ -56,7 +58,7 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
     spent = meter.spent
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     final_loss = sum(losses[-10:]) / len(losses[-10:])
-    dev_loss = mean_answer_loss(trainer, dev.rows, 2 * recipe.per_device_train_batch_size) if dev.rows else None
+    dev_loss = trainer.mean_answer_loss(dev.rows, 2 * recipe.per_device_train_batch_size) if dev.rows else None
     steps = trainer.state.global_step
     speed = spent.tokens / max(spent.seconds, 1e-9)
     emit(TrainingStep(job.purpose, steps, steps, final_loss, dev_loss, 0.0, speed, 0.0, meter.spent.memory_mib))
@@ -96,7 +98,26 @@ def _base_model(job: TrainingJob, device: str, longest: int) -> Any:
     return model.to(device)
 
 
-def _trainer(model: Any, tokenizer: Any, recipe: Recipe, train: Encoded, checkpoints: Path, device: str, meter: Meter) -> Any:
+def _batches(model: Any, tokenizer: Any, train: Encoded, dev: Encoded, device: str) -> tuple[Layout | None, Any]:
+    """How rows become batches: around their common beginning where that pays, else padded, as trl does it (None)."""
+    prefix = common_prefix([*train.rows, *dev.rows])
+    if device != "cpu" or prefix < WORTHWHILE or not supports(model) or not has_plain_head(model):
+        return None, None
+    return share_prefix(model), collator(prefix, tokenizer.pad_token_id)
+
+
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    train: Encoded,
+    checkpoints: Path,
+    device: str,
+    meter: Meter,
+    layout: Layout | None,
+    collate: Any,
+) -> Any:
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback
@@ -108,11 +129,27 @@ def _trainer(model: Any, tokenizer: Any, recipe: Recipe, train: Encoded, checkpo
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            meter.tokens += int(inputs["attention_mask"].sum())
-            if return_outputs or not has_plain_head(self.model):
+            meter.tokens += int(inputs["tokens"] if "tokens" in inputs else inputs["attention_mask"].sum())
+            if not has_plain_head(self.model):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if layout:
+                layout.prefix, layout.tails = inputs["layout"].tolist()
             loss, count = answer_loss(self.model, inputs)
             return loss / (count if num_items_in_batch is None else num_items_in_batch)
+
+        def mean_answer_loss(self, rows: Sequence[dict[str, list[int]]], batch: int) -> float:
+            """Mean loss over all answer tokens of the rows, without gradients."""
+            self.model.eval()
+            total, tokens, seen = 0.0, 0, meter.tokens
+            ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+            for start in range(0, len(ordered), batch):
+                inputs = self._prepare_inputs(self.data_collator(ordered[start : start + batch]))
+                count = int((inputs["labels"] != IGNORED).sum())
+                with torch.no_grad():
+                    total += float(self.compute_loss(self.model, inputs)) * count
+                tokens += count
+            meter.tokens = seen
+            return total / tokens
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """None: the run's report says what this adapter is."""
@@ -159,31 +196,16 @@ def _trainer(model: Any, tokenizer: Any, recipe: Recipe, train: Encoded, checkpo
         disable_tqdm=True,
     )
     rows = Dataset.from_list(list(train.rows))
-    trainer = AnswerTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    trainer = AnswerTrainer(
+        model=model,
+        args=config,
+        data_collator=collate,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def mean_answer_loss(trainer: Any, rows: Sequence[dict[str, list[int]]], batch: int) -> float:
-    """Mean loss over all answer tokens of the rows, without gradients."""
-    import torch
-
-    model = trainer.model
-    model.eval()
-    total, tokens = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-    with torch.no_grad():
-        for start in range(0, len(ordered), batch):
-            inputs = trainer.data_collator(ordered[start : start + batch])
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            if has_plain_head(model):
-                loss, count = answer_loss(model, inputs)
-            else:
-                count = int((inputs["labels"][:, 1:] != -100).sum())
-                loss = model(**inputs).loss * count
-            total += float(loss)
-            tokens += count
-    return total / tokens
 
 
 def _save_adapter(model: Any, folder: Path) -> Path:

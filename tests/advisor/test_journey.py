@@ -1,0 +1,228 @@
+"""The whole journey on a model of two layers: every stage's record, reuse, interruption at each stage, the lock, the gate."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor.cli.main import main
+from advisor.flow import reevaluation
+from advisor.flow.intake import read_task
+from advisor.flow.run import find_run, open_run, run_folder
+from advisor.flow.whole import STAGES, go
+from advisor.report.journey import Journey
+from evals.engines.hf import HfEngine
+from evals.errors import AdvisorError
+from evals.events import CandidateScored, Event, StageFinished, StageStarted, TrainingStep, ignore
+from evals.general.suites import GeneralTask, load_task
+from evals.records import read_json, read_jsonl
+
+Make = Callable[..., Path]
+FAST = {"num_train_epochs": 1, "save_steps": 2, "lora_r": 2, "per_device_train_batch_size": 8}
+
+
+def shortened(name: str, rows: int) -> GeneralTask:
+    task = load_task(name)
+    config = dict(task.config)
+    make: Any = config["custom_dataset"]
+    config["custom_dataset"] = partial(make.func, make.args[0][:rows])
+    return replace(task, config=config, items=rows)
+
+
+@pytest.fixture(autouse=True)
+def short_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real suite, a few items of it: a model of two layers is not what it is for."""
+    monkeypatch.setattr(reevaluation, "quick_suite", lambda: [shortened("facts", 6), shortened("instructions", 4)])
+
+
+@pytest.fixture
+def task_folder(make_task: Make, tmp_path: Path) -> Path:
+    return make_task(tmp_path / "task", train=FAST, prices={"gpu_hour": 1.0}, gate={"max_cost_per_1k": 1000.0})
+
+
+class Seen:
+    """A listener that keeps all events, and stops the run at the first that `stop_at` likes."""
+
+    def __init__(self, stop_at: Callable[[Event], bool] = lambda event: False) -> None:
+        self.events: list[Event] = []
+        self.stop_at = stop_at
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if self.stop_at(event):
+            raise KeyboardInterrupt
+
+
+def journey(folder: Path, runs: Path, on_event: Callable[[Event], None] = ignore, **more: Any) -> Journey:
+    return go(read_task(str(folder)), runs, on_event, train=more.pop("train", True), **more)
+
+
+def outputs(run: Path) -> dict[str, list[str]]:
+    files = [*run.glob("scores/*/*.jsonl"), *run.glob("general/quick/*.jsonl")]
+    return {str(path.relative_to(run)): [row["output"] for row in read_jsonl(path)] for path in sorted(files)}
+
+
+def test_every_stage_leaves_its_record_and_a_second_run_asks_nothing(
+    task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen()
+    first = journey(task_folder, tmp_path / "runs", seen)
+    assert [event.stage for event in seen.events if isinstance(event, StageStarted)] == list(STAGES)
+    assert any(isinstance(event, TrainingStep) and event.loss is not None for event in seen.events)
+    for name in ("task.json", "splits.json", "probes.json", "recommendation.json", "reevaluation.json", "verdict.json", "report.json"):
+        assert read_json(first.folder / name)["schema_version"] == 1, name
+    for name in ("scores/dev/zero_shot.jsonl", "scores/test/tuned.jsonl", "general/quick/base.jsonl", "general/quick/tuned.jsonl",
+                 "training/adapter/adapter_model.safetensors", "training/recipe.json", "events.jsonl", "report.md"):  # fmt: skip
+        assert (first.folder / name).is_file(), name
+    assert not list(first.folder.rglob("*.partial"))
+    assert not list(first.folder.rglob("*.tmp"))
+    line = read_jsonl(first.folder / "scores/test/tuned.jsonl")[0]
+    assert {"id", "score", "output", "prompt_tokens", "output_tokens", "seconds", "skipped"} <= set(line)
+
+    def asked(*_: Any) -> None:
+        raise AssertionError("the model was asked again")
+
+    monkeypatch.setattr(HfEngine, "generate", asked)
+    before = outputs(first.folder)
+    again = Seen()
+    second = journey(task_folder, tmp_path / "runs", again)
+    assert outputs(second.folder) == before
+    assert second.recommendation == first.recommendation
+    assert second.verdict == first.verdict
+    reused = {event.stage: event.reused for event in again.events if isinstance(event, StageFinished)}
+    assert all(reused[name] for name in STAGES if name != "verdict"), reused
+
+
+def test_training_never_sees_a_test_row(task_folder: Path, tmp_path: Path) -> None:
+    done = journey(task_folder, tmp_path / "runs", until="training")
+    task = done.task
+    test = {example.text for example in task.test}
+    for job in ("probe", "training"):
+        given = "".join((done.folder / job / name).read_text() for name in ("train.jsonl", "dev.jsonl"))
+        assert not any(text in given for text in test)
+    assert not (done.folder / "scores" / "test").exists()
+
+
+STOPS: dict[str, Callable[[Event], bool]] = {
+    "intake": lambda event: isinstance(event, StageFinished) and event.stage == "intake",
+    "baselines": lambda event: isinstance(event, CandidateScored) and event.candidate == "zero_shot",
+    "probe": lambda event: isinstance(event, TrainingStep) and event.step == 2,
+    "advice": lambda event: isinstance(event, StageFinished) and event.stage == "advice",
+    "training": lambda event: isinstance(event, TrainingStep) and event.purpose == "training" and event.step == 2,
+    "test": lambda event: isinstance(event, CandidateScored) and event.split == "test",
+    "general": lambda event: getattr(event, "task", "") == "tuned on quick",
+}
+
+
+def test_interrupted_at_every_stage_it_goes_on_and_ends_as_if_unbroken(task_folder: Path, tmp_path: Path) -> None:
+    whole = journey(task_folder, tmp_path / "whole")
+    for name, stop in STOPS.items():
+        with pytest.raises(KeyboardInterrupt):
+            journey(task_folder, tmp_path / "broken", Seen(stop))
+        assert not (run_folder(whole.task, tmp_path / "broken") / "verdict.json").exists(), name
+    broken = journey(task_folder, tmp_path / "broken")
+    assert outputs(broken.folder) == outputs(whole.folder)
+    adapters = [one.folder / "training" / "adapter" / "adapter_model.safetensors" for one in (broken, whole)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert broken.recommendation is not None
+    assert whole.recommendation is not None
+    assert broken.recommendation.comparisons == whole.recommendation.comparisons
+
+
+def test_the_second_run_on_the_same_folder_is_refused(task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = read_task(str(task_folder))
+    with open_run(task, tmp_path / "runs", ignore):
+        assert main(["bench", str(task_folder), "--runs-dir", str(tmp_path / "runs")]) == 1
+    assert "another advisor is working on this run" in capsys.readouterr().err
+    with open_run(task, tmp_path / "runs", ignore):
+        pass
+
+
+def test_a_full_disk_loses_nothing(
+    task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    done = journey(task_folder, runs, until="baselines")
+    before = outputs(done.folder)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evals.records.os.fsync", full)
+        assert main(["advise", str(task_folder), "--runs-dir", str(runs)]) == 1
+    said = capsys.readouterr().err
+    assert "No space left" in said
+    assert "What to do" in said
+    assert outputs(done.folder) == before
+    assert main(["advise", str(task_folder), "--runs-dir", str(runs)]) == 0
+
+
+def test_command_line_gate_report_and_looks(task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = ["--runs-dir", str(tmp_path / "runs")]
+    assert main(["train", str(task_folder), *runs]) == 0
+    assert main(["gate", str(task_folder), *runs]) == 1
+    assert "no verdict yet" in capsys.readouterr().err
+    assert main(["evaluate", str(task_folder), *runs]) == 0
+    capsys.readouterr()
+    code = main(["gate", str(task_folder), "--json", *runs])
+    verdict = json.loads(capsys.readouterr().out)
+    assert code == {"pass": 0, "fail": 100, "inconclusive": 101}[verdict["verdict"]]
+    assert {rule["rule"] for rule in verdict["rules"]} == {"min_gain", "max_forgetting", "max_cost_per_1k"}
+    # Ten general items can show nothing: the gate must not pass on them.
+    assert verdict["verdict"] != "pass"
+    assert main(["report", str(task_folder), *runs]) == 0
+    assert "locked test" in capsys.readouterr().out
+    looks = read_jsonl(task_folder / "ledger.jsonl")
+    assert len(looks) == 1
+    assert looks[0]["candidates"][0] == "tuned"
+
+
+def test_a_later_run_on_the_same_test_rows_is_told_of_the_earlier_look(task_folder: Path, make_task: Make, tmp_path: Path) -> None:
+    journey(task_folder, tmp_path / "runs")
+    changed = make_task(task_folder, train={**FAST, "lora_r": 4}, prices={"gpu_hour": 1.0})
+    second = journey(changed, tmp_path / "runs")
+    assert second.reevaluated is not None
+    assert second.reevaluated.earlier_looks == 1
+    assert "looked at 1 time" in (second.folder / "report.md").read_text()
+
+
+def test_an_edited_task_is_another_run_and_the_gate_does_not_take_the_old_one(
+    task_folder: Path, make_task: Make, tmp_path: Path
+) -> None:
+    done = journey(task_folder, tmp_path / "runs", until="baselines", train=None)
+    assert find_run(str(task_folder), tmp_path / "runs") == done.folder
+    make_task(task_folder, seed=7)
+    with pytest.raises(AdvisorError, match="of an earlier state"):
+        find_run(str(task_folder), tmp_path / "runs")
+
+
+def test_dry_run_prints_a_plan_and_writes_nothing(task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(task_folder), "--dry-run", "--json", "--runs-dir", str(tmp_path / "runs")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["recipe"]["lora_r"] == 2
+    assert plan["training_estimate"]["steps"] == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_hostile_rows_stay_text_in_the_report(make_task: Make, tmp_path: Path) -> None:
+    hostile = "```\n<script>alert(1)</script> [x](javascript:y) | [red]z[/] \x1b[31m"
+    rows = [{"id": f"row-{n}", "input": f"{hostile} {n}", "output": "red"} for n in range(8)]
+    folder = make_task(tmp_path / "task", rows={"test": rows}, train=FAST)
+    done = journey(folder, tmp_path / "runs")
+    report = (done.folder / "report.md").read_text()
+    outside, inside = [], False
+    for line in report.splitlines():
+        if line.startswith("```"):
+            inside = not inside
+        elif not inside:
+            outside.append(line)
+    assert "<script>" not in "\n".join(outside)
+    assert "\x1b" not in report
