@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.candidate import PromptFormat
+from evals.engines.engine import Message
 from evals.engines.hf import PLAIN_TEMPLATE
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent
 from evals.task.example import Example
+from trainer.replay import Replay
 
 IGNORED = -100
 
@@ -76,6 +78,19 @@ def encode_all(
         text = f"{dropped} of {len(encoded)} {split} rows are longer than max_length ({max_length} tokens) and left out"
         on_event(Note(text, "warning"))
     return Encoded(rows, dropped)
+
+
+def encode_replay(tokenizer: Any, replay: Sequence[Replay], max_length: int) -> tuple[dict[str, list[int]], ...]:
+    """Replay rows as they were asked: no instruction. A reply that was cut off is trained on without an end."""
+    rows = []
+    for at, one in enumerate(replay):
+        example = Example(f"replay-{at}", (Message("user", one.prompt),), one.reply)
+        row = encode(tokenizer, PromptFormat(""), example, max_length)
+        if row is not None and not one.finished:
+            row = {name: ids[:-1] for name, ids in row.items()}
+        if row is not None and any(label != IGNORED for label in row["labels"]):
+            rows.append(row)
+    return tuple(rows)
 
 
 def _render(tokenizer: Any, turns: list[dict[str, str]], answer: str) -> tuple[str, str]:

@@ -14,9 +14,10 @@ from evals.errors import AdvisorError
 from evals.records import content_hash, read_json, read_jsonl, write_json, write_jsonl
 from evals.task.example import Example
 from trainer.recipe import Recipe
+from trainer.replay import Replay
 
 # Raise this when the same job would no longer give the same adapter.
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TrainingJob:
     folder: Path
     dtype: str
     purpose: str
+    replay: tuple[Replay, ...] = ()
 
     @property
     def input_hash(self) -> str:
@@ -46,6 +48,7 @@ class TrainingJob:
                 "format": self.prompt_format,
                 "train": self.train,
                 "dev": self.dev,
+                "replay": self.replay,
                 "dtype": self.dtype,
             }
         )
@@ -54,6 +57,7 @@ class TrainingJob:
         """Rows first, `job.json` last: a job that is there is whole."""
         write_jsonl(self.folder / "train.jsonl", self.train)
         write_jsonl(self.folder / "dev.jsonl", self.dev)
+        write_jsonl(self.folder / "replay.jsonl", self.replay)
         record = {
             "input_hash": input_hash,
             "model_folder": self.model_folder.resolve(),
@@ -80,6 +84,7 @@ class TrainingJob:
             folder=folder,
             dtype=record["dtype"],
             purpose=record["purpose"],
+            replay=tuple(Replay(**row) for row in read_jsonl(folder / "replay.jsonl")),
         )
         return job, str(record["input_hash"])
 

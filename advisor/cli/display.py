@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from advisor.decision.compare import Comparison
 from advisor.report.journey import Journey
 from evals.events import CandidateScored, Event, Note, StageFinished, StageStarted, TrainingStep
 from evals.events import Progress as Advanced
@@ -125,11 +126,10 @@ def print_journey(journey: Journey) -> None:
         for reason in journey.recommendation.reasons:
             console.print(f"  - {escape(reason.sentence)}")
     if journey.reevaluated:
-        claim = journey.reevaluated.claim
-        console.print(
-            f"Locked test: {escape(claim.a)} minus {escape(claim.b)} = {100 * claim.difference:+.1f} points, "
-            f"95% interval {100 * claim.low:+.1f} to {100 * claim.high:+.1f} (n = {claim.n})"
-        )
+        claim, *others = [journey.reevaluated.claim, *journey.reevaluated.others]
+        console.print(f"Locked test, the claim: {_difference(claim)} (n = {claim.n})")
+        for one in others:
+            console.print(f"  beside it: {_difference(one)}")
         general = journey.reevaluated.general
         if general:
             found = general.forgetting
@@ -141,3 +141,8 @@ def print_journey(journey: Journey) -> None:
     if journey.verdict:
         console.print(f"[bold]Gate: {journey.verdict.verdict}[/bold]")
     console.print(f"Report: {journey.folder / 'report.md'}", soft_wrap=True, markup=False)
+
+
+def _difference(one: Comparison) -> str:
+    interval = f"95% interval {100 * one.low:+.1f} to {100 * one.high:+.1f}"
+    return f"{escape(one.a)} minus {escape(one.b)} = {100 * one.difference:+.1f} points, {interval}"

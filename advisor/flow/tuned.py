@@ -10,12 +10,14 @@ from advisor.flow.session import Session
 from baselines.prompts.prompt import Prompt, answer_format
 from evals.candidate import PromptFormat
 from evals.engines.hf import HfEngine
+from evals.records import content_hash, read_json, write_json
 from evals.task.example import Example
 from evals.task.load import Task
 from trainer.job import TrainingJob
 from trainer.recipe import Recipe, recommended_recipe
+from trainer.replay import Replay, base_replies, prompts, rows_for
 
-PROBE_EPOCHS = 3
+PROBE_EPOCHS = 4.0
 
 
 def short_instruction(text: str) -> str:
@@ -34,8 +36,8 @@ def recipe_for(task: Task, engine: HfEngine) -> Recipe:
 
 
 def probe_recipe(recipe: Recipe) -> Recipe:
-    """The same recipe with fewer passes: enough to see whether training helps, not how far."""
-    return replace(recipe, num_train_epochs=min(recipe.num_train_epochs, PROBE_EPOCHS))
+    """The same recipe with the passes that fewer rows need, and without replay: what a probe forgets is not asked."""
+    return replace(recipe, num_train_epochs=PROBE_EPOCHS, replay_share=0.0)
 
 
 def prompt_format(task: Task, recipe: Recipe) -> PromptFormat:
@@ -55,7 +57,22 @@ def job_for(task: Task, session: Session, recipe: Recipe, rows: Sequence[Example
         folder=folder,
         dtype=handle.dtype,
         purpose=purpose,
+        replay=_replay(session.engine, recipe, len(rows), folder),
     )
+
+
+def _replay(engine: HfEngine, recipe: Recipe, rows: int, folder: Path) -> tuple[Replay, ...]:
+    """The base's replies for this recipe, asked once and kept beside the job."""
+    count = rows_for(recipe.replay_share, rows)
+    if not count:
+        return ()
+    key = content_hash([engine.fingerprint, recipe.seed, prompts(), count])
+    path = folder.parent / "replay.json"
+    if path.is_file() and (kept := read_json(path)).get("input_hash") == key:
+        return tuple(Replay(**one) for one in kept["replies"])
+    replies = base_replies(engine, count, recipe.seed)
+    write_json(path, {"input_hash": key, "replies": replies})
+    return replies
 
 
 def tuned_candidate(task: Task, session: Session, adapter: Path, name: str, fmt: PromptFormat) -> Prompt:

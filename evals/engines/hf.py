@@ -270,7 +270,7 @@ class HfEngine:
 
         started = time.perf_counter()
         ids = low[:length]
-        with torch.inference_mode(), self.active():
+        with self.active(), torch.inference_mode():
             cache = DynamicCache(config=self.handle.model.config)
             self.handle.model(
                 input_ids=torch.tensor([ids], device=self.handle.device),
@@ -305,7 +305,7 @@ class HfEngine:
             cache = copy.deepcopy(prefix[1])
             cache.batch_repeat_interleave(len(batch))
             more["past_key_values"] = cache
-        with torch.inference_mode(), self.active():
+        with self.active(), torch.inference_mode():
             out = self.handle.model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(mask, device=device),

@@ -92,6 +92,13 @@ def _language_model(engine: HfEngine) -> Any:
 
         answered: Any = None
 
+        # Its own bars stay away: the events tell how far it is.
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
         def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
             with torch.inference_mode():
                 logits = self.model(inps).logits

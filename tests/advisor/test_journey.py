@@ -76,7 +76,15 @@ def test_every_stage_leaves_its_record_and_a_second_run_asks_nothing(
     first = journey(task_folder, tmp_path / "runs", seen)
     assert [event.stage for event in seen.events if isinstance(event, StageStarted)] == list(STAGES)
     assert any(isinstance(event, TrainingStep) and event.loss is not None for event in seen.events)
-    for name in ("task.json", "splits.json", "probes.json", "recommendation.json", "reevaluation.json", "verdict.json", "report.json"):
+    for name in (
+        "task.json",
+        "splits.json",
+        "probes.json",
+        "recommendation.json",
+        "reevaluation.json",
+        "verdict.json",
+        "report.json",
+    ):
         assert read_json(first.folder / name)["schema_version"] == 1, name
     for name in ("scores/dev/zero_shot.jsonl", "scores/test/tuned.jsonl", "general/quick/base.jsonl", "general/quick/tuned.jsonl",
                  "training/adapter/adapter_model.safetensors", "training/recipe.json", "events.jsonl", "report.md"):  # fmt: skip
@@ -136,7 +144,9 @@ def test_interrupted_at_every_stage_it_goes_on_and_ends_as_if_unbroken(task_fold
     assert broken.recommendation.comparisons == whole.recommendation.comparisons
 
 
-def test_the_second_run_on_the_same_folder_is_refused(task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_run_on_the_same_folder_is_refused(
+    task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = read_task(str(task_folder))
     with open_run(task, tmp_path / "runs", ignore):
         assert main(["bench", str(task_folder), "--runs-dir", str(tmp_path / "runs")]) == 1
@@ -185,7 +195,9 @@ def test_command_line_gate_report_and_looks(task_folder: Path, tmp_path: Path, c
     assert looks[0]["candidates"][0] == "tuned"
 
 
-def test_a_later_run_on_the_same_test_rows_is_told_of_the_earlier_look(task_folder: Path, make_task: Make, tmp_path: Path) -> None:
+def test_a_later_run_on_the_same_test_rows_is_told_of_the_earlier_look(
+    task_folder: Path, make_task: Make, tmp_path: Path
+) -> None:
     journey(task_folder, tmp_path / "runs")
     changed = make_task(task_folder, train={**FAST, "lora_r": 4}, prices={"gpu_hour": 1.0})
     second = journey(changed, tmp_path / "runs")
@@ -204,7 +216,9 @@ def test_an_edited_task_is_another_run_and_the_gate_does_not_take_the_old_one(
         find_run(str(task_folder), tmp_path / "runs")
 
 
-def test_dry_run_prints_a_plan_and_writes_nothing(task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_a_plan_and_writes_nothing(
+    task_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", str(task_folder), "--dry-run", "--json", "--runs-dir", str(tmp_path / "runs")]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["recipe"]["lora_r"] == 2

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from evals.engines.machine import available_cores
 from evals.events import Note, OnEvent, Progress, TrainingStep
 from trainer.callbacks import Meter, Stop, event_stream
 from trainer.checkpoints import Spent, last_complete
-from trainer.data import IGNORED, Encoded, encode_all, load_tokenizer
+from trainer.data import IGNORED, Encoded, encode_all, encode_replay, load_tokenizer
 from trainer.fused import answer_loss, fuse_lora, has_plain_head
 from trainer.job import TrainedAdapter, TrainingJob
 from trainer.prefix import WORTHWHILE, Layout, collator, common_prefix, share_prefix, supports
@@ -35,6 +36,8 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
     tokenizer = load_tokenizer(job.model_folder)
     train = encode_all(tokenizer, job.prompt_format, job.train, recipe.max_length, "train", emit)
     dev = encode_all(tokenizer, job.prompt_format, job.dev, recipe.max_length, "dev", emit)
+    task_rows = len(train.rows)
+    train = replace(train, rows=train.rows + encode_replay(tokenizer, job.replay, recipe.max_length))
 
     checkpoints = job.folder / "checkpoints"
     kept = last_complete(checkpoints)
@@ -73,7 +76,7 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
         final_loss=final_loss,
         dev_loss=dev_loss,
         peak_memory_mib=round(meter.spent.memory_mib, 1),
-        rows=len(train.rows),
+        rows=task_rows,
         dropped=train.dropped,
         reused=False,
     )
