@@ -228,7 +228,7 @@ def test_dry_run_prints_a_plan_and_writes_nothing(
 
 def test_hostile_rows_stay_text_in_the_report(make_task: Make, tmp_path: Path) -> None:
     hostile = "```\n<script>alert(1)</script> [x](javascript:y) | [red]z[/] \x1b[31m"
-    rows = [{"id": f"row-{n}", "input": f"{hostile} {n}", "output": "red"} for n in range(8)]
+    rows = [{"id": f"hostile-{n}", "input": f"{hostile} {n}", "output": "red"} for n in range(8)]
     folder = make_task(tmp_path / "task", rows={"test": rows}, train=FAST)
     done = journey(folder, tmp_path / "runs")
     report = (done.folder / "report.md").read_text()
