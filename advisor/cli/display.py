@@ -128,8 +128,8 @@ def print_journey(journey: Journey) -> None:
     if journey.reevaluated:
         claim, *others = [journey.reevaluated.claim, *journey.reevaluated.others]
         console.print(f"Locked test, the claim: {_difference(claim)} (n = {claim.n})")
-        for one in others:
-            console.print(f"  beside it: {_difference(one)}")
+        for other in others:
+            console.print(f"  beside it: {_difference(other)}")
         general = journey.reevaluated.general
         if general:
             found = general.forgetting
