@@ -205,11 +205,16 @@ def _examples(report: dict[str, Any]) -> str:
         return ""
     blocks = []
     for one in report["examples"]:
-        text = "\n".join(f"{name + ':':<26} {' '.join(str(value).split())}" for name, value in one.items())
+        text = "\n".join(f"{name + ':':<26} {_plain(str(value))}" for name, value in one.items())
         longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
         fence = "`" * max(3, longest + 1)
         blocks.append(f"{fence}text\n{text}\n{fence}")
     return "## Where the two differ\n\n" + "\n\n".join(blocks)
+
+
+def _plain(text: str) -> str:
+    """One line of printable characters: a terminal that shows the report must not obey what the data says."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in " ".join(text.split()))
 
 
 def _foot(report: dict[str, Any]) -> str:
