@@ -189,7 +189,7 @@ async def test_an_example_from_the_first_screen_to_the_verdict(tmp_path: Path, s
     flow.hold("baselines", "probe", "training")
     app = AdvisorApp(tmp_path, flow)
     async with app.run_test(size=size) as pilot:
-        await until(pilot, lambda: "Customer messages turned into JSON tickets" in shown(app))
+        await until(pilot, lambda: "customer messages into JSON tickets" in shown(app))
         await pilot.press("down", "down", "enter")
 
         await until(pilot, lambda: phase(app) == "running" and "34 of 70 items" in shown(app))
