@@ -10,7 +10,7 @@ from advisor.decision.compare import Comparison
 from advisor.decision.recommend import Evidence, Reason, Recommendation, recommend
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
-from advisor.flow.tuned import job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
+from advisor.flow.tuned import expected, in_words, job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
 from baselines.probes import knowledge_probes
 from baselines.rag.candidate import rag_arms, retrieval_recall
 from evals.evaluate import Scores, evaluate
@@ -87,6 +87,7 @@ def _gather(
     trained: TrainedAdapter | None = None
     rows = probe_rows(task)
     if not _target_reached(task, arms, groups):
+        run.on_event(Note(in_words(expected(task, session.engine, probe_recipe(recipe), rows))))
         job = job_for(task, session, probe_recipe(recipe), rows, run.path("probe"), "probe")
         trained = train(job, run.on_event)
         candidate = tuned_candidate(task, session, trained.folder, "probe", prompt_format(task, recipe))

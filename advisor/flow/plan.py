@@ -10,15 +10,11 @@ from advisor.flow.advice import probe_rows
 from advisor.flow.intake import what_dev_can_tell
 from advisor.flow.run import run_folder
 from advisor.flow.session import Session
-from advisor.flow.tuned import probe_recipe, prompt_format, recipe_for
-from evals.candidate import PromptFormat
-from evals.engines.hf import HfEngine
+from advisor.flow.tuned import expected, probe_recipe, recipe_for
 from evals.engines.machine import measure_machine
 from evals.events import ignore
-from evals.task.example import Example
 from evals.task.load import Task
-from trainer.estimate import estimate, training_rate
-from trainer.recipe import Recipe
+from trainer.estimate import Estimate
 
 
 def plan(task: Task, runs_dir: Path) -> dict[str, Any]:
@@ -32,19 +28,10 @@ def plan(task: Task, runs_dir: Path) -> dict[str, Any]:
         "said": [*task.said, what_dev_can_tell(task)],
         "machine": {"processor": machine.processor, "device": machine.device, "dtype": session.engine.handle.dtype},
         "recipe": asdict(recipe),
-        "probe_estimate": _estimate(task, session.engine, probe, probe_rows(task)),
-        "training_estimate": _estimate(task, session.engine, recipe, task.train),
+        "probe_estimate": _told(expected(task, session.engine, probe, probe_rows(task)), len(probe_rows(task))),
+        "training_estimate": _told(expected(task, session.engine, recipe, task.train), len(task.train)),
     }
 
 
-def _estimate(task: Task, engine: HfEngine, recipe: Recipe, rows: tuple[Example, ...]) -> dict[str, Any]:
-    dtype = engine.handle.dtype
-    rate = training_rate(measure_machine(), dtype, engine.parameters)
-    tokens = _tokens(engine, prompt_format(task, recipe), rows)
-    return {"rows": len(rows), **asdict(estimate(recipe, engine.parameters, tokens, rate, rows=len(rows), dtype=dtype))}
-
-
-def _tokens(engine: HfEngine, fmt: PromptFormat, rows: tuple[Example, ...]) -> int:
-    """Tokens of one pass over the rows: prompt by the chat template, and answer."""
-    prompts = sum(len(engine.prompt_ids(fmt.messages(example))) for example in rows)
-    return prompts + sum(engine.count_tokens([example.target for example in rows]))
+def _told(found: Estimate, rows: int) -> dict[str, Any]:
+    return {"rows": rows, **asdict(found)}

@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 from advisor.flow.run import Run
 from advisor.flow.session import Session
-from advisor.flow.tuned import job_for, recipe_for
-from evals.engines.machine import measure_machine
+from advisor.flow.tuned import expected, in_words, job_for, recipe_for
 from evals.events import Note
 from evals.records import write_json
 from evals.task.load import Task
@@ -22,8 +21,7 @@ def training(task: Task, run: Run, session: Session) -> TrainedAdapter:
         recipe = recipe_for(task, session.engine)
         job = job_for(task, session, recipe, task.train, run.path("training"), "training")
         write_json(run.path("training/recipe.json"), asdict(recipe))
-        if measure_machine().slow:
-            run.on_event(Note("this processor has no fast bf16 units: training takes several times as long", "warning"))
+        run.on_event(Note(in_words(expected(task, session.engine, recipe, task.train))))
         trained = train(job, run.on_event)
         loss = "" if trained.final_loss is None else f", loss {trained.final_loss:.3f}"
         summary = f"{trained.steps} steps, {trained.seconds:.0f} s, {trained.tokens_per_second:.0f} tokens/s{loss}"

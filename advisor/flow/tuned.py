@@ -10,9 +10,11 @@ from advisor.flow.session import Session
 from baselines.prompts.prompt import Prompt, answer_format
 from evals.candidate import PromptFormat
 from evals.engines.hf import HfEngine
+from evals.engines.machine import measure_machine
 from evals.records import content_hash, read_json, write_json
 from evals.task.example import Example
 from evals.task.load import Task
+from trainer.estimate import Estimate, estimate, training_rate
 from trainer.job import TrainingJob
 from trainer.recipe import Recipe, recommended_recipe
 from trainer.replay import Replay, base_replies, prompts, rows_for
@@ -59,6 +61,24 @@ def job_for(task: Task, session: Session, recipe: Recipe, rows: Sequence[Example
         purpose=purpose,
         replay=_replay(session.engine, recipe, len(rows), folder),
     )
+
+
+def expected(task: Task, engine: HfEngine, recipe: Recipe, rows: Sequence[Example]) -> Estimate:
+    """What a training will take on this machine, by the trainer's formula: tokens of prompts by the chat template, and answers."""
+    fmt = prompt_format(task, recipe)
+    tokens = sum(len(engine.prompt_ids(fmt.messages(example))) for example in rows)
+    tokens += sum(engine.count_tokens([example.target for example in rows]))
+    rate = training_rate(measure_machine(), engine.handle.dtype, engine.parameters)
+    # Replay rows are counted as rows of the task's own length.
+    every = len(rows) + rows_for(recipe.replay_share, len(rows))
+    tokens = tokens * every // max(1, len(rows))
+    return estimate(recipe, engine.parameters, tokens, rate, rows=every, dtype=engine.handle.dtype)
+
+
+def in_words(found: Estimate) -> str:
+    """Said before a training, so that nobody waits for what does not pay."""
+    slow = "; this processor has no fast bf16 units" if measure_machine().slow else ""
+    return f"about {found.seconds / 60:.1f} minutes of training ({found.steps} steps) and {found.memory_mib:.0f} MiB expected{slow}"
 
 
 def _replay(engine: HfEngine, recipe: Recipe, rows: int, folder: Path) -> tuple[Replay, ...]:

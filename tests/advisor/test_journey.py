@@ -222,7 +222,8 @@ def test_dry_run_prints_a_plan_and_writes_nothing(
     assert main(["run", str(task_folder), "--dry-run", "--json", "--runs-dir", str(tmp_path / "runs")]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["recipe"]["lora_r"] == 2
-    assert plan["training_estimate"]["steps"] == 3
+    # 24 rows and a fifth of replay: 30 rows in batches of 8.
+    assert plan["training_estimate"]["steps"] == 4
     assert not (tmp_path / "runs").exists()
 
 
