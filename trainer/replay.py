@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.engines.engine import Engine, Message, Request
+from evals.events import OnEvent, Ticker, ignore
 
 PROMPTS = Path(__file__).resolve().parent / "replay_prompts.txt"
 MAX_REPLY_TOKENS = 40
@@ -39,10 +40,14 @@ def rows_for(share: float, rows: int) -> int:
     return min(len(prompts()), round(rows * share / (1 - share)))
 
 
-def base_replies(engine: Engine, count: int, seed: int) -> tuple[Replay, ...]:
+def base_replies(engine: Engine, count: int, seed: int, on_event: OnEvent = ignore) -> tuple[Replay, ...]:
     """The base's greedy replies to `count` prompts, drawn with a seed. Empty replies are left out."""
     chosen = random.Random(seed).sample(prompts(), count)
     requests = [Request(str(at), (Message("user", text),), MAX_REPLY_TOKENS) for at, text in enumerate(chosen)]
-    replies = {response.id: response for response in engine.generate(requests)}
+    ticker = Ticker(on_event, "replies of the base for replay", count, "prompts")
+    replies = {}
+    for response in engine.generate(requests):
+        replies[response.id] = response
+        ticker.advance()
     kept = [(text, replies[str(at)]) for at, text in enumerate(chosen)]
     return tuple(Replay(text, one.text, not one.truncated) for text, one in kept if one.text.strip())

@@ -48,10 +48,6 @@ class Run:
         return record
 
 
-def default_runs_dir() -> Path:
-    return Path(os.environ.get("ADVISOR_RUNS") or "runs")
-
-
 def run_folder(task: Task, runs_dir: Path) -> Path:
     return runs_dir / f"{task.name}-{task.hash()[:8]}"
 

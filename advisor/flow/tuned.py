@@ -59,7 +59,7 @@ def job_for(task: Task, session: Session, recipe: Recipe, rows: Sequence[Example
         folder=folder,
         dtype=handle.dtype,
         purpose=purpose,
-        replay=_replay(session.engine, recipe, len(rows), folder),
+        replay=_replay(session, recipe, len(rows), folder),
     )
 
 
@@ -81,16 +81,16 @@ def in_words(found: Estimate) -> str:
     return f"about {found.seconds / 60:.1f} minutes of training ({found.steps} steps) and {found.memory_mib:.0f} MiB expected{slow}"
 
 
-def _replay(engine: HfEngine, recipe: Recipe, rows: int, folder: Path) -> tuple[Replay, ...]:
+def _replay(session: Session, recipe: Recipe, rows: int, folder: Path) -> tuple[Replay, ...]:
     """The base's replies for this recipe, asked once and kept beside the job."""
     count = rows_for(recipe.replay_share, rows)
     if not count:
         return ()
-    key = content_hash([engine.fingerprint, recipe.seed, prompts(), count])
+    key = content_hash([session.engine.fingerprint, recipe.seed, prompts(), count])
     path = folder.parent / "replay.json"
     if path.is_file() and (kept := read_json(path)).get("input_hash") == key:
         return tuple(Replay(**one) for one in kept["replies"])
-    replies = base_replies(engine, count, recipe.seed)
+    replies = base_replies(session.engine, count, recipe.seed, session.on_event)
     write_json(path, {"input_hash": key, "replies": replies})
     return replies
 
