@@ -34,6 +34,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.undo()
 
 
+@pytest.fixture(scope="module")
+def users_cache() -> Iterator[Path]:
+    """As `demo_cache`, in force for a whole module: for servers that several of its tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVISOR_CACHE", str(USERS_CACHE))
+        yield USERS_CACHE
+
+
 @pytest.fixture
 def demo_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's own cache, where the demo model lies; in force while the test runs. For tests marked `demo_model`."""
@@ -48,7 +56,8 @@ def save_tokenizer(folder: Path, template: str | None = CHATML) -> None:
 
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    # Byte fallback changes nothing here, and names a kind of decoder that constrained decoding knows.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",

@@ -10,7 +10,9 @@ from evals.task.spec import PricesSpec
 
 @dataclass(frozen=True)
 class Cost:
-    """Per 1,000 requests: tokens in and out, seconds of this machine, and money (None without prices).
+    """Per 1,000 requests: tokens in and out, seconds, and money (None without prices).
+
+    Seconds are this machine's for weights in this process, and the time until the answer for a served model.
 
     `basis` says what money was computed from: tokens, machine time, or nothing.
     """
@@ -48,10 +50,16 @@ def cost_per_1k(scores: Scores, prices: PricesSpec) -> Cost:
     )
 
 
-def cheapness(scores: Scores, prices: PricesSpec) -> tuple[float, float]:
-    """Sorts candidates from cheap to dear: money, else seconds a request; a model's tokens decide between equals."""
+def cheapness(scores: Scores, prices: PricesSpec, *, served: bool) -> tuple[float, float]:
+    """Sorts candidates from cheap to dear: money, else seconds a request; a model's tokens decide between equals.
+
+    Of a served model, tokens stand in for money: the time until its answer tells of queues and networks as well.
+    """
     cost = cost_per_1k(scores, prices)
-    return (cost.seconds if cost.money is None else cost.money, cost.prompt_tokens + cost.output_tokens)
+    tokens = cost.prompt_tokens + cost.output_tokens
+    if cost.money is not None:
+        return cost.money, tokens
+    return (tokens, cost.seconds) if served else (cost.seconds, tokens)
 
 
 def break_even_requests(training_cost: float, rival: float | None, tuned: float | None) -> float | None:

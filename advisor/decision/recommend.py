@@ -24,7 +24,8 @@ class Evidence:
     """All that was measured on dev: arms with unchanged weights, and the probe, a short training run on part of the rows.
 
     `groups` names each item's cluster (None: every item is its own); `context` holds the knowledge probes where the task
-    has gold passages. `target` is the score that is good enough, `min_gain` the gain that training must bring.
+    has gold passages. `target` is the score that is good enough, `min_gain` the gain that training must bring. `served`:
+    the weights are on a server, so that training could not be probed.
     """
 
     arms: tuple[Scores, ...]
@@ -37,6 +38,7 @@ class Evidence:
     prices: PricesSpec
     context: tuple[Scores, ...] = ()
     spent: dict[str, float] = field(default_factory=dict)
+    served: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def recommend(evidence: Evidence) -> Recommendation:
 
     1. target reached: the cheapest arm whose lower bound reaches the target;
     2. training pays: the probe beats the best arm by at least the smallest gain that counts;
-    3. nothing learnt: neither an arm nor the probe beats the trivial arms;
+    3. nothing learnt: neither an arm nor the probe beats the trivial arms (undecided where the model is served, and
+       training could not be tried);
     4. training does not pay: the probe's upper bound stays under the gain that counts, and the best arm is the answer
        (retrieval only where it is shown to beat the best arm without it);
     5. else undecided, with the number of items that would settle it.
@@ -120,7 +123,7 @@ def recommend(evidence: Evidence) -> Recommendation:
 
 def _best(arms: Sequence[Scores], evidence: Evidence) -> Scores:
     """The highest mean; of equals the cheapest."""
-    return min(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, evidence.prices)))
+    return min(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, evidence.prices, served=evidence.served)))
 
 
 def _target_reached(evidence: Evidence) -> tuple[Action, str, list[Reason]] | None:
@@ -130,7 +133,7 @@ def _target_reached(evidence: Evidence) -> tuple[Action, str, list[Reason]] | No
     enough = [arm for arm in evidence.arms if bounds[arm.candidate].low >= evidence.target]
     if not enough:
         return None
-    arm = min(enough, key=lambda one: cheapness(one, evidence.prices))
+    arm = min(enough, key=lambda one: cheapness(one, evidence.prices, served=evidence.served))
     bound = bounds[arm.candidate]
     sentence = (
         f"{arm.candidate} scores {arm.mean:.3f} on dev (95% interval {bound.low:.3f} to {bound.high:.3f}): even the lower "
@@ -157,6 +160,12 @@ def _by_comparison(
         )
         return "fine_tune", "tuned", [Reason("training_pays", sentence, index["probe against best"])]
     probe_learnt = named.get("probe against trivial")
+    if not learnt.better and evidence.served:
+        sentence = (
+            f"the best candidate ({best.candidate}) is not shown to beat the trivial arm {best_trivial.candidate} "
+            f"({best_trivial.mean:.3f}): {span(learnt)}. Whether training would is untested, since the model is served."
+        )
+        return "undecided", best_trivial.candidate, [Reason("undecided", sentence, index["best against trivial"])]
     if not learnt.better and not (probe_learnt and probe_learnt.better):
         sentence = (
             f"neither the best candidate ({best.candidate}) nor training is shown to beat the trivial arm "
@@ -258,6 +267,8 @@ def _would_change(evidence: Evidence, action: Action, best: Scores, named: dict[
             f"training on more than {evidence.train_rows} rows, or with more steps than the probe's: "
             f"it would have to gain {points(evidence.min_gain - gain.difference)} points on what the probe reached"
         )
+    elif evidence.served:
+        said.append("a training probe, once the weights are named (`model: {engine: hf, model_name_or_path: …}`)")
     else:
         said.append("a target above what the recommended candidate reaches: then training would be probed")
     if action in {"collect_data", "undecided"}:
@@ -277,6 +288,11 @@ def _cannot_tell(evidence: Evidence, best: Scores, trivial: Scores) -> list[str]
     skipped = [f"{arm.candidate} {arm.skipped}" for arm in evidence.arms if arm.skipped]
     if skipped:
         said.append(f"items without an answer score 0: {', '.join(skipped)}")
-    if evidence.probe is None:
+    if evidence.served:
+        said.append(
+            "training is untested: the model is served, and its weights are not here. Name them to have it probed: "
+            "`model: {engine: hf, model_name_or_path: …}`"
+        )
+    elif evidence.probe is None:
         said.append("training was not probed: a cheaper candidate reaches the target")
     return said

@@ -45,8 +45,8 @@ def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...]) -> 
     """Write `probes.json` and `recommendation.json`."""
 
     def make() -> tuple[Recommendation, str, bool]:
-        recipe = recipe_for(task, session.engine)
-        key = content_hash([task.hash(), session.engine.fingerprint, arms, asdict(recipe)])
+        recipe = None if task.spec.model.served else recipe_for(task, session.weights)
+        key = content_hash([task.hash(), session.engine.fingerprint, arms, recipe])
         kept = reuse(run.path("recommendation.json"), key)
         if kept:
             recommendation = from_record(kept)
@@ -74,9 +74,12 @@ def from_record(record: dict[str, object]) -> Recommendation:
 
 
 def _gather(
-    task: Task, run: Run, session: Session, arms: tuple[Scores, ...], recipe: Recipe
+    task: Task, run: Run, session: Session, arms: tuple[Scores, ...], recipe: Recipe | None
 ) -> tuple[Evidence, dict[str, object]]:
-    """Buy the evidence, cheapest first. Where an unchanged arm reaches the target already, training is not probed."""
+    """Buy the evidence, cheapest first. Where an unchanged arm reaches the target already, training is not probed.
+
+    Without a recipe (a served model) it cannot be.
+    """
     started = time.monotonic()
     context = tuple(
         evaluate(task, probe, "dev", run.path("probes"), run.on_event) for probe in knowledge_probes(task, session.engine)
@@ -86,8 +89,10 @@ def _gather(
     probe: Scores | None = None
     trained: TrainedAdapter | None = None
     rows = probe_rows(task)
-    if not _target_reached(task, arms, groups):
-        run.on_event(Note(in_words(expected(task, session.engine, probe_recipe(recipe), rows))))
+    if recipe is None:
+        run.on_event(Note("the model is served and its weights are not here: training is not probed"))
+    elif not _target_reached(task, arms, groups):
+        run.on_event(Note(in_words(expected(task, session.weights, probe_recipe(recipe), rows))))
         job = job_for(task, session, probe_recipe(recipe), rows, run.path("probe"), "probe")
         trained = train(job, run.on_event)
         candidate = tuned_candidate(task, session, trained.folder, "probe", prompt_format(task, recipe))
@@ -112,6 +117,7 @@ def _gather(
         task.spec.prices,
         context,
         spent,
+        served=recipe is None,
     )
     record: dict[str, object] = {
         "training_probe": {"rows": len(rows), "score": probe.mean, **asdict(trained)} if probe and trained else None,

@@ -19,7 +19,7 @@ def unchanged_arms(task: Task, session: Session) -> list[Candidate]:
     return [
         *trivial_arms(task),
         *classic_arms(task, embedder),
-        *prompt_arms(task, engine, embedder, engine.handle.context_length),
+        *prompt_arms(task, engine, embedder, engine.context_length),
         *rag_arms(task, engine, embedder),
     ]
 

@@ -7,9 +7,20 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from evals.engines.machine import cache_folder, measure_machine
+from evals.engines.machine import bf16_units, cache_folder, measure_machine
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "sentence-transformers", "faiss-cpu", "lm-eval", "textual")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "sentence-transformers",
+    "faiss-cpu",
+    "lm-eval",
+    "llguidance",
+    "openai",
+    "textual",
+)
 NEEDED_GB = 2.0
 
 
@@ -33,12 +44,19 @@ def examine() -> list[Finding]:
     import psutil
 
     machine = measure_machine()
+    memory = psutil.virtual_memory()
+    units = ", ".join(bf16_units()) or "none"
     findings += [
-        Finding("processor", f"{machine.processor}, {machine.cores} cores"),
-        Finding("device", machine.device),
-        Finding("matrix product", f"bf16 {machine.bf16_gflops:.0f}, fp32 {machine.fp32_gflops:.0f} GFLOP/s"),
+        Finding("processor", f"{machine.processor}, {machine.cores} cores, {machine.threads} threads used"),
+        Finding("bf16 units", units),
+        _gpu(),
+        Finding(
+            "matrix product", f"bf16 {machine.bf16_gflops:.0f}, fp32 {machine.fp32_gflops:.0f} GFLOP/s on {machine.device}"
+        ),
+        Finding(
+            "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, {machine.read_gb_s:.0f} GB/s"
+        ),
         Finding("dtype chosen", machine.dtype + (": no fast bf16 units, training will be slow" if machine.slow else "")),
-        Finding("memory", f"{psutil.virtual_memory().available / 2**30:.1f} GiB free"),
     ]
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
@@ -53,3 +71,19 @@ def examine() -> list[Finding]:
         )
     )
     return findings
+
+
+def _gpu() -> Finding:
+    """The GPU that torch can use, or why it cannot use the one that is there."""
+    import torch
+
+    if torch.cuda.is_available():
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        return Finding("gpu", f"{name}, {total:.0f} GiB, compute capability {major}.{minor}, {bf16}")
+    if shutil.which("nvidia-smi") is None:
+        return Finding("gpu", "none")
+    why = "this torch is built for the CPU" if torch.version.cuda is None else "the driver does not answer"
+    mend = "pip install --force-reinstall torch" if torch.version.cuda is None else "nvidia-smi"
+    return Finding("gpu", f"there is one, but {why}", False, mend)

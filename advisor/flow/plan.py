@@ -18,18 +18,26 @@ from trainer.estimate import Estimate
 
 
 def plan(task: Task, runs_dir: Path) -> dict[str, Any]:
-    """The resolved recipe and the estimates of both trainings (seconds, tokens, MiB). Nothing is run or written in the run."""
+    """The resolved recipe and the estimates of both trainings (seconds, tokens, MiB). Nothing is run or written in the run.
+
+    A served model is not trained: its plan names the server, which is not asked.
+    """
     session = Session(task, ignore)
-    recipe = recipe_for(task, session.engine)
+    said = {"run": str(run_folder(task, runs_dir)), "said": [*task.said, what_dev_can_tell(task)]}
+    model = task.spec.model
+    if model.served:
+        server = {"base_url": model.base_url, "model": model.model_name_or_path, "max_concurrency": model.max_concurrency}
+        return {**said, "server": server, "recipe": None}
+    engine = session.weights
+    recipe = recipe_for(task, engine)
     probe = probe_recipe(recipe)
     machine = measure_machine()
     return {
-        "run": str(run_folder(task, runs_dir)),
-        "said": [*task.said, what_dev_can_tell(task)],
-        "machine": {"processor": machine.processor, "device": machine.device, "dtype": session.engine.handle.dtype},
+        **said,
+        "machine": {"processor": machine.processor, "device": machine.device, "dtype": engine.handle.dtype},
         "recipe": asdict(recipe),
-        "probe_estimate": _told(expected(task, session.engine, probe, probe_rows(task)), len(probe_rows(task))),
-        "training_estimate": _told(expected(task, session.engine, recipe, task.train), len(task.train)),
+        "probe_estimate": _told(expected(task, engine, probe, probe_rows(task)), len(probe_rows(task))),
+        "training_estimate": _told(expected(task, engine, recipe, task.train), len(task.train)),
     }
 
 

@@ -46,7 +46,7 @@ def reevaluation(
         candidates = {arm.name: arm for arm in unchanged_arms(task, session)}
         names = _compared(arms, recommendation, trained is not None, task)
         if trained is not None:
-            fmt = prompt_format(task, recipe_for(task, session.engine))
+            fmt = prompt_format(task, recipe_for(task, session.weights))
             candidates["tuned"] = tuned_candidate(task, session, trained.folder, "tuned", fmt)
         looks = Ledger(task, run)
         earlier, fresh = looks.count(), not all((run.scores / "test" / f"{name}.json").is_file() for name in names)
@@ -69,7 +69,8 @@ def reevaluation(
 
 def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: bool, task: Task) -> list[str]:
     """The chosen candidate, its best cheaper rival by dev, and after training every other real arm."""
-    by_dev = sorted(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, task.spec.prices)))
+    served = task.spec.model.served
+    by_dev = sorted(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, task.spec.prices, served=served)))
     if trained:
         real = [arm.candidate for arm in by_dev if arm.kind != "trivial"]
         return ["tuned", *real]
@@ -81,9 +82,9 @@ def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: b
             do="train first (`advisor train`, or `advisor run` for the whole journey): the locked test is opened once.",
         )
     # Requests of one length differ in seconds by noise: half as much again is not dearer. Two retrievers are one way to answer.
-    limit = NOT_DEARER * cheapness(chosen, task.spec.prices)[0]
+    limit = NOT_DEARER * cheapness(chosen, task.spec.prices, served=served)[0]
     rivals = [arm for arm in by_dev if arm is not chosen and not (arm.kind == chosen.kind == "rag")]
-    cheaper = [arm for arm in rivals if cheapness(arm, task.spec.prices)[0] <= limit]
+    cheaper = [arm for arm in rivals if cheapness(arm, task.spec.prices, served=served)[0] <= limit]
     rival = (cheaper or rivals)[0]
     return [chosen.candidate, rival.candidate]
 
@@ -103,8 +104,8 @@ def _general(task: Task, run: Run, session: Session, trained: TrainedAdapter) ->
         )
     )
     folder = run.path("general")
-    base, base_reused = measure(session.engine, SUITE, tasks, folder, "base", run.on_event)
-    engine = session.engine.with_adapter(trained.folder, "tuned")
+    base, base_reused = measure(session.weights, SUITE, tasks, folder, "base", run.on_event)
+    engine = session.weights.with_adapter(trained.folder, "tuned")
     tuned, tuned_reused = measure(engine, SUITE, tasks, folder, "tuned", run.on_event)
     forgetting = non_inferiority([one.score for one in tuned.items], [one.score for one in base.items], margin)
     return General(base, tuned, forgetting), base_reused and tuned_reused

@@ -18,10 +18,10 @@ def training(task: Task, run: Run, session: Session) -> TrainedAdapter:
     """Write `training/`. Interrupted training goes on from its last whole checkpoint."""
 
     def make() -> tuple[TrainedAdapter, str, bool]:
-        recipe = recipe_for(task, session.engine)
+        recipe = recipe_for(task, session.weights)
         job = job_for(task, session, recipe, task.train, run.path("training"), "training")
         write_json(run.path("training/recipe.json"), asdict(recipe))
-        run.on_event(Note(in_words(expected(task, session.engine, recipe, task.train))))
+        run.on_event(Note(in_words(expected(task, session.weights, recipe, task.train))))
         trained = train(job, run.on_event)
         loss = "" if trained.final_loss is None else f", loss {trained.final_loss:.3f}"
         summary = f"{trained.steps} steps, {trained.seconds:.0f} s, {trained.tokens_per_second:.0f} tokens/s{loss}"

@@ -49,7 +49,7 @@ def prompt_format(task: Task, recipe: Recipe) -> PromptFormat:
 
 def job_for(task: Task, session: Session, recipe: Recipe, rows: Sequence[Example], folder: Path, purpose: str) -> TrainingJob:
     """Training sees train and dev only: the test rows are not among its arguments."""
-    handle = session.engine.handle
+    handle = session.weights.handle
     return TrainingJob(
         model_folder=handle.folder,
         recipe=recipe,
@@ -96,5 +96,5 @@ def _replay(session: Session, recipe: Recipe, rows: int, folder: Path) -> tuple[
 
 
 def tuned_candidate(task: Task, session: Session, adapter: Path, name: str, fmt: PromptFormat) -> Prompt:
-    engine = session.engine.with_adapter(adapter, name)
+    engine = session.weights.with_adapter(adapter, name)
     return Prompt(name, engine, fmt, answer_format(task, engine), kind="tuned")

@@ -29,6 +29,8 @@ def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict",
     last = STAGES.index(until)
     with open_run(task, runs_dir, on_event) as run:
         session = Session(task, run.on_event)
+        if train:
+            session.require_weights()  # now, not after the baselines were paid for
         intake(task, run)
         journey = Journey(run.folder, task)
         if last >= STAGES.index("baselines"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,43 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """A form that an answer cannot leave, enforced token by token while the model decodes.
+
+    `source` is, by kind: a JSON schema as JSON text; a regular expression that the whole answer matches; a JSON list of
+    the strings that may be answered.
+    """
+
+    kind: Literal["json_schema", "regex", "choice"]
+    source: str
+
+
+@dataclass(frozen=True)
 class Request:
-    """A question to a model, decoded greedily. `id` is the example's."""
+    """A question to a model. `id` is the example's.
+
+    Decoding is greedy at temperature 0. Above it tokens are drawn from softmax(logits / temperature): with a `seed` the
+    same ones each time (on the same engine and dtype), without one they are new each time, and are never kept in a cache.
+    The answer ends before the first of the strings in `stop`. `logprob` asks for the answer's log-probability.
+    """
 
     id: str
     messages: tuple[Message, ...]
     max_new_tokens: int
+    temperature: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    logprob: bool = False
 
 
 @dataclass(frozen=True)
 class Response:
     """`seconds` is this request's share of its batch's wall time; `truncated` when the answer hit `max_new_tokens`.
 
-    `skipped` is a reason where the model could not be asked (a prompt longer than its context), else empty.
+    `skipped` is a reason where the model could not be asked (a prompt longer than its context), else empty. `logprob` is
+    the summed log-probability (natural) of the answer's tokens under the model, its end mark included, where it was asked
+    for and is known.
     """
 
     id: str
@@ -38,6 +62,16 @@ class Response:
     seconds: float
     truncated: bool = False
     skipped: str = ""
+    logprob: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """How likely is each of these answers? For engines that have the weights."""
+
+    id: str
+    messages: tuple[Message, ...]
+    continuations: tuple[str, ...]
 
 
 class Engine(Protocol):
@@ -48,6 +82,11 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hash of weights, adapter, dtype and template: responses of equal fingerprints are interchangeable."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may have together."""
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...

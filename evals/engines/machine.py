@@ -1,4 +1,4 @@
-"""What this machine is good at, measured once and kept: whether bf16 is faster than fp32 here, and on which device."""
+"""What this machine is good at, measured once and kept: its device, the faster dtype, and how many threads help."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,20 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Machine:
-    """`*_gflops`: rate of a square matrix product of the sizes that language models use, in 10^9 operations a second."""
+    """`*_gflops`: rate of a matrix product of the sizes that language models use, in 10^9 operations a second.
+
+    `threads` is the number that gave the best rate (logical cores that share one unit may be slower together);
+    `read_gb_s` is how fast the device's memory is read, 10^9 bytes a second: decoding one row is bound by it.
+    """
 
     processor: str
     cores: int
     torch: str
     device: str
+    threads: int
     fp32_gflops: float
     bf16_gflops: float
+    read_gb_s: float
 
     @property
     def dtype(self) -> str:
@@ -54,6 +61,16 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def bf16_units() -> list[str]:
+    """What the processor multiplies bf16 with, by the names of its flags; none where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
+    return [one for one in ("amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16") if one in flags]
+
+
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -72,13 +89,44 @@ def measure_machine(*, again: bool = False) -> Machine:
                 return kept
         except (OSError, ValueError, TypeError):
             pass
-    machine = Machine(
-        **key, fp32_gflops=_matmul_gflops(device, torch.float32), bf16_gflops=_matmul_gflops(device, torch.bfloat16)
-    )
+    threads = _best_threads() if device == "cpu" else key["cores"]
+    with _threads(threads):
+        machine = Machine(
+            **key,
+            threads=threads,
+            fp32_gflops=_matmul_gflops(device, torch.float32),
+            bf16_gflops=_matmul_gflops(device, torch.bfloat16),
+            read_gb_s=_read_gb_s(device),
+        )
     # A cache that cannot be written costs a second next time, no more.
     with suppress(AdvisorError):
         write_text(path, json.dumps(asdict(machine)))
     return machine
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _best_threads() -> int:
+    """All cores, or half of them where that multiplies faster by over 5%, in the dtype that is the faster one."""
+    import torch
+
+    cores = available_cores()
+    rates = {}
+    for count in sorted({cores, max(1, cores // 2)}, reverse=True):
+        with _threads(count):
+            rates[count] = max(_matmul_gflops("cpu", dtype) for dtype in (torch.float32, torch.bfloat16))
+    best = max(rates, key=lambda count: rates[count])
+    return best if rates[best] > 1.05 * rates[cores] else cores
 
 
 def _matmul_gflops(device: str, dtype: Any) -> float:
@@ -99,3 +147,19 @@ def _matmul_gflops(device: str, dtype: Any) -> float:
         if time.perf_counter() > deadline and turn:
             break
     return round(2 * 512 * 1024 * 1024 / best / 1e9, 1)
+
+
+def _read_gb_s(device: str) -> float:
+    """Best of a few sums over 256 MiB, which no cache of a usual processor holds."""
+    import torch
+
+    block = torch.ones(1 << 26, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        block.sum()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    rate: float = block.numel() * 4 / best / 1e9
+    return round(rate, 1)

@@ -21,6 +21,8 @@ from evals.task.spec import OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, split_problems
 
 MAX_LABELS = 100
+# How a server is reached changes no answer, and data's paths none either: neither is part of a run's identity.
+NOT_HASHED: Any = {"data": True, "model": {"api_key_env", "max_concurrency", "request_timeout"}}
 PINNED = {*PINNED_MODELS, *PINNED_EMBEDDINGS}
 
 
@@ -53,7 +55,7 @@ class Task:
         """Of everything that a run depends on: settings, rows, instruction, documents. Where files lie does not count."""
         return content_hash(
             {
-                "spec": self.spec.model_dump(mode="json", exclude={"data"}),
+                "spec": self.spec.model_dump(mode="json", exclude=NOT_HASHED),
                 "name": self.name,
                 "instruction": self.instruction,
                 "rows": [self.train, self.dev, self.test],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.decision.compare import compare
-from advisor.decision.cost import break_even_requests, cost_per_1k
-from advisor.decision.recommend import Evidence, recommend
+from advisor.decision.cost import break_even_requests, cheapness, cost_per_1k
+from advisor.decision.recommend import Evidence, Recommendation, recommend
 from evals.errors import AdvisorError
 from evals.evaluate import Score, Scores
 from evals.task.spec import PricesSpec
@@ -132,6 +133,27 @@ def test_candidates_scored_on_different_items_are_refused() -> None:
     one, other = arm("a", "prompt", 0.5, 10), arm("b", "prompt", 0.5, 11)
     with pytest.raises(AdvisorError, match="not scored on the same items"):
         compare(one, other, None)
+
+
+def test_of_a_served_model_training_is_untested_and_never_called_useless() -> None:
+    def served(*arms: Scores) -> Recommendation:
+        return recommend(replace(evidence(*arms, probe=None), served=True))
+
+    found = served(TRIVIAL, arm("p", "prompt", 0.6))
+    assert (found.action, found.candidate) == ("prompt", "p")
+    assert any("training is untested" in one for one in found.cannot_tell)
+    assert not any("reaches the target" in one for one in found.cannot_tell)
+    assert any("engine: hf" in one for one in found.would_change)
+    nothing = served(TRIVIAL, arm("p", "prompt", 0.1))
+    assert nothing.action == "undecided"
+    assert "Whether training would is untested" in nothing.reasons[0].sentence
+
+
+def test_served_candidates_are_cheap_by_tokens_and_not_by_the_networks_mood() -> None:
+    few, many = arm("few", "prompt", 0.9, tokens=100), arm("many", "prompt", 0.9, tokens=800)
+    slow = replace(few, items=tuple(replace(one, seconds=9.0) for one in few.items))
+    assert cheapness(slow, PricesSpec(), served=True) < cheapness(many, PricesSpec(), served=True)
+    assert cheapness(slow, PricesSpec(), served=False) > cheapness(many, PricesSpec(), served=False)
 
 
 def test_cost_by_tokens_by_time_and_without_prices() -> None:

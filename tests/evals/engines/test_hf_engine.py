@@ -6,14 +6,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from evals.engines import hf
-from evals.engines.engine import Message, Request, Response
+from evals.engines import decode, hf
+from evals.engines.budget import Budget
+from evals.engines.engine import Message, Request
 from evals.engines.hf import HfEngine, ModelHandle
+from evals.engines.scoring import Choices
 from evals.errors import AdvisorError
 from evals.events import Event, Note, ignore
 
@@ -58,7 +63,7 @@ def greedy(engine: HfEngine, request: Request) -> list[int]:
     import torch
 
     ids = engine.prompt_ids(request.messages)
-    start, stops = len(ids), set(engine._stop_ids())
+    start, stops = len(ids), set(engine.handle.stop_ids)
     with torch.inference_mode(), engine.active():
         while len(ids) - start < request.max_new_tokens:
             token = int(engine.handle.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
@@ -69,41 +74,105 @@ def greedy(engine: HfEngine, request: Request) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["tiny", "gemma"])
-@pytest.mark.parametrize("lengths", [(12,), (3, 12, 7)])
+@pytest.mark.parametrize("lengths", [(12,), (3, 12, 7), (40, 2)])
+@pytest.mark.parametrize("lanes", [1, 3, 48])
 def test_answers_do_not_depend_on_batch_or_shared_prefix(
-    name: str, lengths: tuple[int, ...], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, lengths: tuple[int, ...], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Gemma's first layer has a window of 32 tokens, shorter than the shared prefix alone."""
     engine: HfEngine = request.getfixturevalue(name)
     asked = requests(lengths)
-    expected = alone(engine, asked)
-    for one in asked[:3]:
-        assert expected[one.id][0] == engine.handle.tokenizer.decode(greedy(engine, one), skip_special_tokens=True)
-    assert len({text for text, *_ in expected.values()}) > 3
-    used = []
+    expected = {one.id: engine.handle.tokenizer.decode(greedy(engine, one), skip_special_tokens=True) for one in asked}
+    assert len(set(expected.values())) > 3
+    used: list[Any] = []
     shared = HfEngine._shared_prefix
-    monkeypatch.setattr(HfEngine, "_shared_prefix", lambda self, ids: used.append(shared(self, ids)) or used[-1])
-    assert answers(engine, asked) == expected
-    # A window does not bear padding behind the prefix: Gemma falls back to whole prompts.
-    assert (used[-1][0] is not None) is (name == "tiny")
-    monkeypatch.setattr(hf, "MAX_BATCH", 3)
-    assert answers(engine, asked) == expected
-    monkeypatch.setattr(hf, "MIN_PREFIX", 10**6)
-    assert answers(engine, asked) == expected
+    monkeypatch.setattr(HfEngine, "_shared_prefix", lambda self, rows: used.append(shared(self, rows)) or used[-1])
+    monkeypatch.setitem(engine.handle.__dict__, "budget", Budget(64, lanes))
+    found = answers(engine, asked)
+    assert {key: value[0] for key, value in found.items()} == expected
+    assert len(used[-1][0]) > 80
+    assert alone(engine, asked) == found
+    monkeypatch.setattr(hf, "MIN_SHARED", 10**6)
+    assert answers(engine, asked) == found
     assert used[-1][0] is None
+    # The model's own way, with transformers' cache.
+    monkeypatch.setitem(engine.handle.__dict__, "shares", False)
+    assert answers(engine, asked) == found
+
+
+def test_groups_of_prompts_share_their_own_beginning(tiny: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two documents, three questions on each, behind one instruction: a prefix for all, and one for each document."""
+    documents = ["The lake is deep, and the pike in it are old and clever. ", "Our bank opens at nine and closes at noon. "]
+    asked = [
+        Request(f"{number}-{word}", (Message("system", RULES), Message("user", document + word)), 9)
+        for word in ("who?", "where is it?", "why")
+        for number, document in enumerate(documents)
+    ]
+    expected = {one.id: tiny.handle.tokenizer.decode(greedy(tiny, one), skip_special_tokens=True) for one in asked}
+    assert tiny.handle.budget
+    read: list[int] = []
+    whole = decode.read_prefix
+    monkeypatch.setattr(decode, "read_prefix", lambda forward, ids, *more: read.append(len(ids)) or whole(forward, ids, *more))
+    tokens: list[int] = []
+    forward = ModelHandle.forward
+    monkeypatch.setattr(
+        ModelHandle, "forward", lambda self, ids, *more: tokens.append(sum(map(len, ids))) or forward(self, ids, *more)
+    )
+    assert {key: value[0] for key, value in answers(tiny, asked).items()} == expected
+    assert sorted(read) == sorted(len(one + "wh") for one in documents)
+    prompts = [len(tiny.prompt_ids(one.messages)) for one in asked]
+    assert sum(tokens) < sum(prompts) / 2
+
+
+def test_rows_come_and_go_and_no_lane_waits_for_the_longest(tiny: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests((4, 40))
+    sizes: list[int] = []
+    step = decode.LaneStore.step
+    monkeypatch.setattr(decode.LaneStore, "step", lambda self, rows: sizes.append(len(rows)) or step(self, rows))
+    monkeypatch.setitem(tiny.handle.__dict__, "budget", Budget(512, 4))
+    found = answers(tiny, asked)
+    written = sum(tokens for _, tokens, *_ in found.values())
+    # A row's first token comes with its prompt, and a stop token is read as well: nothing beyond these is computed.
+    assert sum(sizes) <= written
+    assert max(sizes) == 4
 
 
 def test_the_prefix_is_what_all_prompts_begin_with(tiny: HfEngine) -> None:
+    def rows(prompts: Sequence[Sequence[int]]) -> list[decode.Row]:
+        return [decode.Row(at, list(ids), 4) for at, ids in enumerate(prompts)]
+
     prompts = [tiny.prompt_ids(one.messages) for one in requests()]
-    (ids, cache), seconds = tiny._shared_prefix(prompts)  # type: ignore[misc]
-    assert all(prompt[: len(ids)] == ids and len(prompt) > len(ids) for prompt in prompts)
-    assert len({prompt[len(ids)] for prompt in prompts}) > 1
-    assert (cache.get_seq_length(), seconds > 0) == (len(ids), True)
-    # Equal prompts leave one token outside, and few or short ones are not worth it.
-    same, _ = tiny._shared_prefix([prompts[0]] * 4)
+    made = rows(prompts)
+    prefix, seconds = tiny._shared_prefix(made)
+    assert prefix is not None
+    assert all([*prefix.ids, *row.ids] == prompt and row.ids for row, prompt in zip(made, prompts, strict=True))
+    assert len({row.ids[0] for row in made}) > 1
+    assert seconds > 0
+    # Equal prompts leave one token outside; one prompt shares with none, and short beginnings are not worth it.
+    same, _ = tiny._shared_prefix(rows([prompts[0]] * 4))
     assert same is not None
-    assert len(same[0]) == len(prompts[0]) - 1
-    assert tiny._shared_prefix(prompts[:3]) == (None, 0.0)
-    assert tiny._shared_prefix([prompt[:40] for prompt in prompts]) == (None, 0.0)
+    assert len(same) == len(prompts[0]) - 1
+    assert tiny._shared_prefix(rows(prompts[:1])) == (None, 0.0)
+    assert tiny._shared_prefix(rows([prompt[: hf.MIN_SHARED] for prompt in prompts])) == (None, 0.0)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=80), min_size=1, max_size=12))
+def test_groups_hold_every_row_once_and_share_what_they_say(prompts: list[list[int]]) -> None:
+    rows = [decode.Row(at, [9] * 30 + ids, 1) for at, ids in enumerate(prompts)]
+    groups = decode.grouped(rows)
+    assert sorted(row.index for members, _ in groups for row in members) == list(range(len(rows)))
+    for members, length in groups:
+        assert len({tuple(row.ids[:length]) for row in members}) == 1
+        assert all(len(row.ids) > length for row in members)
+        assert length >= decode.MIN_PREFIX if len(members) > 1 else length == 0
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_compacting_keeps_each_survivor_once(keep: list[bool]) -> None:
+    places = decode.compacted(keep)
+    assert sorted(places) == [place for place, kept in enumerate(keep) if kept]
+    # A lane is copied only into a hole.
+    assert all(target == source or not keep[target] for target, source in enumerate(places))
 
 
 def test_equal_prompts_share_all_but_their_last_token(tiny: HfEngine) -> None:
@@ -111,6 +180,26 @@ def test_equal_prompts_share_all_but_their_last_token(tiny: HfEngine) -> None:
     asked = [Request(f"same{n}", one.messages, 12) for n in range(5)]
     assert len(set(answers(tiny, asked).values())) == 1
     assert answers(tiny, asked)["same0"] == alone(tiny, asked[:1])["same0"]
+
+
+def test_a_model_with_another_attention_runs_its_own_way_and_says_so(tiny_model: Path) -> None:
+    heard: list[Event] = []
+    engine = engine_of(tiny_model, heard.append)
+    expected = answers(engine, requests())
+    wrong = engine_of(tiny_model, heard.append)
+    attention = wrong.handle.base.model.layers[0].self_attn
+    attention.scaling = attention.scaling * 3  # its own forward reads this, as ours does: still the same
+    assert wrong.handle.shares
+    broken = engine_of(tiny_model, heard.append)
+    # A term that ours leaves out, as a model's own forward might add it.
+    norm = broken.handle.base.model.norm
+    whole = norm.forward
+    norm.forward = lambda hidden: whole(hidden) + (hidden.shape[1] == len(hf.TRIAL)) * 5.0 * hidden.flip(-1)
+    assert not broken.handle.shares
+    assert broken.handle.base.config._attn_implementation == "sdpa"
+    assert any(isinstance(one, Note) and "without shared prefixes" in one.text for one in heard)
+    norm.forward = whole
+    assert answers(broken, requests()) == expected
 
 
 def test_a_prompt_that_is_too_long_is_skipped_with_its_reason(tiny: HfEngine) -> None:
@@ -129,36 +218,58 @@ def test_a_prompt_that_is_too_long_is_skipped_with_its_reason(tiny: HfEngine) ->
 
 
 @pytest.mark.parametrize("room", [1, 2, 3])
-def test_out_of_memory_halves_the_batch_and_loses_nothing(tiny: HfEngine, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    expected = answers(tiny, requests())
-    whole, sizes = HfEngine._generate_batch, []
+@pytest.mark.parametrize("shares", [True, False])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, room: int, shares: bool
+) -> None:
+    """Memory is short from the third decoding step on, when some rows have finished: these are not asked again."""
+    tiny = engine_of(tiny_model)
+    asked = requests((2, 12))
+    expected = answers(tiny, asked)
+    monkeypatch.setitem(tiny.handle.__dict__, "shares", shares)
+    monkeypatch.setitem(tiny.handle.__dict__, "budget", Budget(512, 48))
+    model, steps, failed = tiny.handle.base, [], []
+    whole = model.forward
 
-    def small(self: HfEngine, batch: Any, prefix: Any) -> list[Response]:
-        sizes.append(len(batch))
-        if len(batch) > room:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return whole(self, batch, prefix)
+    def small(input_ids: Any, **more: Any) -> Any:
+        if input_ids.shape[1] == 1:
+            steps.append(len(input_ids))
+            if len(steps) > 2 and len(input_ids) > room:
+                failed.append(len(input_ids))
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return whole(input_ids=input_ids, **more)
 
-    monkeypatch.setattr(HfEngine, "_generate_batch", small)
-    assert answers(tiny, requests()) == expected
-    assert sizes[0] == len(WORDS)
-    assert sum(size for size in sizes if size <= room) == len(WORDS)
+    monkeypatch.setattr(model, "forward", small)
+    assert answers(tiny, asked) == expected
+    assert failed
+    assert failed[0] < len(WORDS)
+    # Rows of like length decode together, two lots here, and each lot halves from 4 at most.
+    assert len(failed) <= 2 * 2
 
 
-def test_no_memory_for_one_prompt_is_an_error_that_says_so(tiny: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(self: HfEngine, batch: Any, prefix: Any) -> list[Response]:
+def test_no_memory_for_one_prompt_is_an_error_that_says_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = engine_of(tiny_model)
+
+    def none(**given: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(HfEngine, "_generate_batch", none)
+    assert tiny.handle.shares
+    assert tiny.handle.budget
+    monkeypatch.setattr(tiny.handle.base, "forward", none)
     with pytest.raises(AdvisorError, match="out of memory for one prompt"):
         list(tiny.generate(requests()))
+    with pytest.raises(AdvisorError, match="out of memory for one prompt"):
+        list(tiny.likelihoods([Choices((1,), ((2,),))]))
 
 
-def test_another_error_of_the_model_is_not_taken_for_lack_of_memory(tiny: HfEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: HfEngine, batch: Any, prefix: Any) -> list[Response]:
+def test_another_error_of_the_model_is_not_taken_for_lack_of_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = engine_of(tiny_model)
+
+    def broken(**given: Any) -> Any:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(HfEngine, "_generate_batch", broken)
+    assert tiny.handle.shares
+    monkeypatch.setattr(tiny.handle.base, "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         list(tiny.generate(requests()))
 
@@ -183,10 +294,68 @@ def test_special_text_in_a_question_does_no_harm(tiny: HfEngine, text: str) -> N
 
 
 def test_an_answer_that_ends_on_its_limit_reads_as_it_does_alone(tiny: HfEngine) -> None:
-    end = tiny._stop_ids()[0]
-    # Alone, decoding stops at the limit and never sees the end mark; in a batch with a longer limit it does.
-    assert tiny._cut([7, 8], 2) == tiny._cut([7, 8, end], 2) == tiny._cut([7, 8, 9, end], 2) == ([7, 8], True)
-    assert tiny._cut([7, end], 2) == tiny._cut([7, end, 9, 9], 4) == ([7], False)
+    chooser = decode.Chooser(tiny.handle.tokenizer, [2], None)
+
+    def after(limit: int, *tokens: int) -> decode.Row:
+        row = decode.Row(0, [1], limit)
+        for token in tokens:
+            if not row.ended:
+                chooser._take(row, token)
+        return row
+
+    # The limit comes before an end mark that would follow; an end mark at the limit's place counts as the end.
+    assert [(row.answer, row.truncated) for row in (after(2, 7, 8), after(2, 7, 8, 2))] == [([7, 8], True)] * 2
+    assert [(row.answer, row.truncated) for row in (after(2, 7, 2), after(4, 7, 2, 9))] == [([7], False)] * 2
+
+
+def test_answers_end_before_a_stop_string(tiny: HfEngine) -> None:
+    asked = requests((30,))
+    free = {one.id: one.text for one in tiny.generate(asked)}
+    asked = [one for one in asked if len(free[one.id]) > 6]
+    assert len(asked) > 3
+    # Two signs from the middle of each answer, and some that do not come.
+    stopped = [replace(one, stop=(free[one.id][4:6], "~~~~")) for one in asked]
+    for response in tiny.generate(stopped):
+        text = free[response.id]
+        assert response.text == text[: text.index(text[4:6])]
+        assert not response.truncated
+        assert response.output_tokens < 30
+
+
+def test_sampling_follows_its_seed_and_not_its_neighbours(tiny: HfEngine) -> None:
+    def drawn(seed: int | None, temperature: float = 1.5) -> list[Request]:
+        return [replace(one, temperature=temperature, seed=None if seed is None else seed) for one in requests((12,))]
+
+    first = answers(tiny, drawn(1))
+    assert first == answers(tiny, drawn(1)) == alone(tiny, drawn(1))
+    assert first != answers(tiny, drawn(2))
+    assert answers(tiny, drawn(None)) != answers(tiny, drawn(None))
+    # Cold enough, the most likely token is always drawn.
+    assert answers(tiny, drawn(3, 1e-4)) == answers(tiny, requests((12,)))
+
+
+def test_drawn_tokens_come_as_often_as_the_softmax_says() -> None:
+    import torch
+
+    logits = torch.tensor([1.0, 0.0, -1.0, float("-inf")])
+    counts = Counter(decode._drawn(logits, decode.Row(0, [], 1, temperature=2.0, seed=seed)) for seed in range(4000))
+    expected = (logits / 2).softmax(-1) * 4000
+    assert counts[3] == 0
+    # Three standard deviations of a binomial count are at most 3 * sqrt(4000) / 2.
+    assert all(abs(counts[token] - float(expected[token])) < 95 for token in range(3))
+
+
+def test_the_log_probability_of_an_answer_is_the_one_it_is_scored_with(tiny: HfEngine) -> None:
+    asked = [replace(one, logprob=True) for one in requests((6,))]
+    for response, request in zip(sorted(tiny.generate(asked), key=lambda one: one.id), asked, strict=True):
+        ids = tiny.prompt_ids(request.messages)
+        answer = tuple(greedy(tiny, request))
+        if not response.truncated:
+            answer = (*answer, tiny.handle.stop_ids[0])
+        (_, (found,)), *_ = tiny.likelihoods([Choices(tuple(ids), (answer,))])
+        assert found.greedy
+        assert response.logprob == pytest.approx(found.logprob, abs=1e-4)
+    assert all(one.logprob is None for one in tiny.generate(requests((6,))))
 
 
 def test_no_requests_no_responses(tiny: HfEngine) -> None:

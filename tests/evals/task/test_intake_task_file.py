@@ -75,6 +75,33 @@ def test_an_unknown_key_has_its_line_and_the_nearest_word(tmp_path: Path, text: 
     assert f"did you mean {meant}" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("engine: endpoint", "`engine: endpoint` needs `base_url:`"),
+        ("base_url: 'http://localhost:1/v1', context_length: 5", "base_url, context_length: only with `engine: endpoint`"),
+        ("engine: endpoint, base_url: 'http://localhost:1', dtype: auto", "dtype: only with `engine: hf`"),
+        ("engine: endpoint, base_url: 'http://me:hidden@host/v1'", "must not hold a user or password"),
+        ("engine: endpoint, base_url: 'http://host/v1?key=hidden'", "must not hold a query string"),
+        ("engine: endpoint, base_url: localhost", "must be an address such as http://localhost:8000/v1"),
+        ("engine: endpoint, base_url: 'http://host', api_key_env: sk-hidden", "the name of an environment variable"),
+    ],
+)
+def test_keys_of_the_wrong_engine_and_secrets_are_refused(tmp_path: Path, model: str, said: str) -> None:
+    (problem,) = spec_problems(tmp_path, f"data: {{train: x}}\nmodel: {{model_name_or_path: m, {model}}}\n")
+    assert problem.line == 2
+    assert said in problem.message
+    assert "hidden" not in str(problem)
+
+
+def test_a_served_model_has_no_machine_hours(tmp_path: Path) -> None:
+    served = "data: {train: x}\nmodel: {model_name_or_path: m, engine: endpoint, base_url: 'http://h/v1'}\n"
+    (problem,) = spec_problems(tmp_path, served + "prices: {gpu_hour: 2}\n")
+    assert "price its tokens" in problem.message
+    (tmp_path / "task.yaml").write_text(served + "prices: {input_per_million: 2}\n")
+    assert read_spec(tmp_path / "task.yaml").model.max_concurrency == 8
+
+
 def test_a_duplicate_key_is_refused_at_any_depth(tmp_path: Path) -> None:
     top, deep = spec_problems(tmp_path, "data: {train: a, train: b}\nmodel: {model_name_or_path: x}\nseed: 1\nseed: 2\n")
     assert {(one.line, one.key) for one in (top, deep)} == {(1, "train"), (4, "seed")}

@@ -1,0 +1,105 @@
+"""How many tokens and rows one forward pass takes best: measured once for a model on a machine, and kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evals.engines.attention import Decoding, Lanes, Packed
+from evals.engines.machine import Machine, cache_folder
+from evals.errors import AdvisorError
+from evals.records import write_text
+
+CHUNKS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+LANES = (16, 32, 64, 128, 256, 512)
+# A prompt of this length stands for all, and as many tokens lie in each lane.
+LENGTH = 128
+# A size that is this much slower than the best one is as good: smaller sizes need less memory and give answers sooner.
+CLOSE = 0.98
+# No trial is begun once one has taken this long (seconds): larger ones would take longer still.
+PATIENCE = 1.5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`chunk`: tokens of one forward pass that reads prompts, padding included; `lanes`: rows that decode together."""
+
+    chunk: int
+    lanes: int
+
+
+def measured_budget(forward: Callable[..., Any], key: Sequence[str], machine: Machine, most_tokens: int) -> Budget:
+    """The budget of the model that `forward` runs, from the user's cache where `key` and machine have been measured before.
+
+    `most_tokens` is what memory holds. Takes a few seconds for a small model; PATIENCE bounds it for a large one.
+    """
+    path = cache_folder() / "budgets.json"
+    name = "|".join([*key, machine.processor, str(machine.cores), machine.torch, machine.device])
+    try:
+        kept = json.loads(path.read_text())
+        return Budget(**kept[name])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    device = machine.device
+    chunk = _best([size for size in CHUNKS if size <= most_tokens], lambda size: _read(forward, size, device))
+    lanes = _best([count for count in LANES if count * LENGTH <= most_tokens], lambda count: _step(forward, count, device))
+    budget = Budget(chunk, lanes)
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    # A cache that cannot be written costs a few seconds next time, no more.
+    with suppress(AdvisorError):
+        write_text(path, json.dumps({**(kept if isinstance(kept, dict) else {}), name: asdict(budget)}))
+    return budget
+
+
+def _best(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
+    """The smallest size whose rate is close to the best; sizes go up until one takes too long or has no room."""
+    rates: dict[int, float] = {}
+    for size in sizes:
+        try:
+            took = seconds(size)
+        except Exception as error:
+            if "memory" not in str(error).lower():
+                raise
+            break
+        rates[size] = size / took
+        if took > PATIENCE or (len(rates) > 2 and rates[size] < CLOSE * max(rates.values())):
+            break
+    if not rates:
+        return 1
+    return min(size for size, rate in rates.items() if rate >= CLOSE * max(rates.values()))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """The faster of two, or the first where that was slow."""
+    best = float("inf")
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+        if best > PATIENCE:
+            break
+    return best
+
+
+def _read(forward: Callable[..., Any], tokens: int, device: str) -> float:
+    """Seconds for a pass over `tokens` in rows of LENGTH, one logit row each."""
+    import torch
+
+    rows = max(1, tokens // LENGTH)
+    positions = torch.arange(LENGTH, device=device).expand(rows, LENGTH)
+    ids = [[7] * LENGTH] * rows
+    return _timed(lambda: forward(ids, Packed(positions), [(row, LENGTH - 1) for row in range(rows)]).sum().item())
+
+
+def _step(forward: Callable[..., Any], rows: int, device: str) -> float:
+    """Seconds for one decoding step of `rows` with LENGTH tokens behind each."""
+    lanes = Lanes(rows, LENGTH + 1)
+    ids = [[7]] * rows
+    return _timed(lambda: forward(ids, Decoding(lanes, [LENGTH] * rows, None, device)).argmax(-1).tolist())
