@@ -10,6 +10,7 @@ help:
 	@echo "make demo    install, and run the whole journey on the shipped example"
 	@echo "make test    install what tests need, and pass them"
 	@echo "make check   ruff, mypy, import contracts"
+	@echo "make bench-NAME [FAST=1]   a benchmark: generate, loglikelihood, cache, endpoint"
 	@echo "make fmt     format the code"
 	@echo "make clean   remove the environment and the caches"
 
@@ -32,6 +33,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-%: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/$*.py $(if $(FAST),--fast)
 
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,7 @@ from typing import Any
 
 from evals.candidate import PromptFormat
 from evals.engines.engine import Message
-from evals.engines.hf import PLAIN_TEMPLATE
+from evals.engines.handle import PLAIN_TEMPLATE
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent
 from evals.task.example import Example

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from evals.engines.cache import ResponseCache
 from evals.engines.embed import Embedder
 from evals.engines.endpoint import EndpointEngine
-from evals.engines.hf import HfEngine, ModelHandle
+from evals.engines.handle import ModelHandle
+from evals.engines.hf import HfEngine
+from evals.engines.machine import cache_folder
 from evals.errors import AdvisorError
 from evals.events import OnEvent
 from evals.task.load import Task
@@ -29,9 +32,16 @@ class Session:
                 max_concurrency=model.max_concurrency,
                 request_timeout=model.request_timeout,
                 context_length=model.context_length,
+                cache=self.responses,
             )
         name = self.task.located(model.model_name_or_path)
-        return HfEngine(ModelHandle(name, model.dtype, self.on_event, trust_remote_code=model.trust_remote_code))
+        handle = ModelHandle(name, model.dtype, self.on_event, trust_remote_code=model.trust_remote_code)
+        return HfEngine(handle, cache=self.responses)
+
+    @cached_property
+    def responses(self) -> ResponseCache:
+        """Answers of all runs of this user, so that no model is asked the same thing twice."""
+        return ResponseCache(cache_folder() / "responses.sqlite", on_event=self.on_event)
 
     def require_weights(self) -> None:
         """Raises AdvisorError where the model is served: it cannot be trained."""

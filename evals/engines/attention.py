@@ -8,6 +8,7 @@ weighted mean of the softmaxes over its parts (Juravsky et al. 2024, "Hydragen";
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,6 +143,21 @@ class Prefix:
         return back(out, size), back(total)
 
 
+def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros of `like`'s dtype and device. Zeros, because a key that is masked still meets its value: nought times NaN is NaN."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    import numpy as np
+    import torch
+
+    # The system hands out zeroed pages when they are first written: lanes as long as the longest answer allowed cost nothing
+    # until they are filled. torch would write all of them at once. Vectors want an address that 64 divides.
+    size = math.prod(shape) * like.element_size()
+    raw = np.zeros(size + 64, dtype=np.uint8)
+    start = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[start : start + size]).view(like.dtype).view(shape)
+
+
 class Lanes:
     """Each row's own keys and values, (lanes, kv heads, capacity, size) a layer, written where they stay.
 
@@ -157,8 +173,8 @@ class Lanes:
     def write(self, layer: int, first: int, filled: Any, key: Any, value: Any) -> None:
         """Put new keys behind those that are there: `filled` is one length for all rows, or a tensor of each one's (width 1)."""
         if layer not in self.keys:
-            shape = (self.lanes, key.shape[1], self.capacity, key.shape[3])
-            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros((*shape[:3], value.shape[3]))
+            for homes, new in ((self.keys, key), (self.values, value)):
+                homes[layer] = _zeros(new, (self.lanes, new.shape[1], self.capacity, new.shape[3]))
         rows, width = key.shape[0], key.shape[2]
         for home, new in ((self.keys[layer], key), (self.values[layer], value)):
             part = home[first : first + rows]

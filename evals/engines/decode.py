@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Shorter beginnings cost more to set up than they save.
 MIN_PREFIX = 32
+# A group takes two passes of its own: it has to save the reading of this many tokens, which takes as long.
+MIN_SAVED = 256
 # Rows enter together once this share of the batch stands empty: one forward pass fills them all.
 REFILL = 1 / 8
 # Prompts that need over this many times the room of others are decoded apart from them.
@@ -99,8 +101,8 @@ def shared_by_all(prompts: Sequence[Sequence[int]]) -> int:
 def grouped(rows: Sequence[Row]) -> list[Group]:
     """Rows that begin alike, with the length of what they share (0 for those that stand alone), the longest first.
 
-    Neighbours in sorted order share most; a row joins the group before it while that saves reading at least MIN_PREFIX
-    tokens and does not shorten what the group has saved so far.
+    Neighbours in sorted order share most; a row joins the group before it while they share MIN_PREFIX tokens and that does
+    not lessen what the group saves. Groups that save less than MIN_SAVED tokens fall apart again.
     """
     groups: list[Group] = []
     for row in sorted(rows, key=lambda one: one.tokens):
@@ -112,7 +114,14 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
                 groups[-1] = ([*members, row], both)
                 continue
         groups.append(([row], 0))
+    groups = [one for members, length in groups for one in _worthwhile(members, length)]
     return sorted(groups, key=lambda group: max(len(one.tokens) for one in group[0]), reverse=True)
+
+
+def _worthwhile(members: list[Row], length: int) -> list[Group]:
+    if length * (len(members) - 1) >= MIN_SAVED:
+        return [(members, length)]
+    return [([row], 0) for row in members]
 
 
 def waves(rows: Sequence[Row]) -> list[list[Row]]:
@@ -132,7 +141,7 @@ def decode(
     """Finished rows, as they finish.
 
     `store_for(lanes, capacity)` makes room; `lanes(capacity)` says how many rows there is memory for. Out of memory, the
-    unfinished rows start again in half as many lanes and keep what they have answered.
+    unfinished rows start again in half as many lanes as were in use, and keep what they have answered.
     """
     for wave in waves(rows):
         capacity = max(row.room for row in wave)
@@ -344,14 +353,18 @@ def read_prefix(forward: Forward, ids: Sequence[int], before: Prefix | None, dev
 
 
 class PlainStore:
-    """transformers' own cache, padded on the left, for models that only run their own way. Finished rows leave it."""
+    """transformers' own cache, padded on the left, for models that only run their own way. Finished rows leave it.
+
+    `recurrent`: the model hands on a state instead of keys (Mamba). It takes no positions, and a mask with the prompt only.
+    """
 
     refills = False
 
-    def __init__(self, model: Callable[..., Any], device: str, pad: int) -> None:
+    def __init__(self, model: Callable[..., Any], device: str, pad: int, *, recurrent: bool) -> None:
         self.model = model
         self.device = device
         self.pad = pad
+        self.recurrent = recurrent
         self.cache: Any = None
         self.mask: Any = None
 
@@ -373,25 +386,21 @@ class PlainStore:
         return self._ask(ids, self.mask.sum(-1, keepdim=True) - 1)
 
     def _ask(self, ids: Any, positions: Any) -> Any:
-        out = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = out.past_key_values
+        given = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
+        if self.recurrent:
+            out = self.model(**given, attention_mask=self.mask if self.cache is None else None, cache_params=self.cache)
+            self.cache = out.cache_params
+        else:
+            out = self.model(**given, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache)
+            self.cache = out.past_key_values
         return out.logits[:, -1]
 
     def keep(self, places: Sequence[int], before: int) -> None:
         import torch
 
-        if list(places) == list(range(before)):
-            return
-        if not places:
-            self.cache = None
+        if list(places) == list(range(before)) or not places:
             return
         at = torch.tensor(places, device=self.device)
-        self.cache.batch_select_indices(at)
+        # Selects as well as it reorders, and every kind of layer's cache has it.
+        self.cache.reorder_cache(at)
         self.mask = self.mask[at]

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from evals.engines.cache import ResponseCache, through
 from evals.engines.engine import Constraint, Request, Response
 from evals.engines.retry import Gate, Patience, TryAgain, asked_wait
 from evals.errors import AdvisorError, did_you_mean
@@ -85,6 +86,7 @@ class EndpointEngine:
         request_timeout: float = 120.0,
         context_length: int | None = None,
         patience: Patience | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         try:
             self.base_url = checked_base_url(base_url)
@@ -97,6 +99,7 @@ class EndpointEngine:
         self.request_timeout = request_timeout
         self.stated_context_length = context_length
         self.patience = patience or Patience()
+        self.cache = cache
         self._limit_key = "max_tokens"
         self._reached = False
         self._said: set[str] = set()
@@ -137,6 +140,13 @@ class EndpointEngine:
         return [math.ceil(len(text.encode("utf-8", "replace")) / 3) for text in texts]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
+        """Kept answers first, then the server's, as they come."""
+        if self.cache is None:
+            yield from self._asked(requests)
+        else:
+            yield from through(self.cache, self.fingerprint, requests, self._asked)
+
+    def _asked(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Asks from a thread of its own. Closing the iterator (or an interrupt) cancels what is under way and joins it.
 
         Raises AdvisorError where the server refuses, or stays broken for longer than `patience` bears.

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evals.engines import attention
-from evals.engines.attention import Decoding, Pass, Prefix
-from evals.engines.budget import Budget, measured_budget
+from evals.engines.attention import Prefix
 from evals.engines.cache import ResponseCache, through
 from evals.engines.decode import (
     Chooser,
@@ -29,303 +24,14 @@ from evals.engines.decode import (
     shared_by_all,
 )
 from evals.engines.engine import Message, Request, Response, ScoreRequest
-from evals.engines.machine import Machine, measure_machine
-from evals.engines.models import parameter_count, resolve_model, weights_fingerprint
+from evals.engines.handle import PLAIN_TEMPLATE, Adapter, ModelHandle, out_of_memory
+from evals.engines.models import parameter_count
 from evals.engines.scoring import Choices, Likelihood, divergences, likelihoods
 from evals.errors import AdvisorError
-from evals.events import Note, OnEvent, waiting
 from evals.records import content_hash, file_hash
 
-if TYPE_CHECKING:
-    from evals.engines.constrain import GrammarTokens
-
-# For models that run their own way, whose cache grows by copying.
-PLAIN_BUDGET = Budget(4096, 48)
 # Tokens that all prompts of a call begin with: fewer are not worth a pass of their own.
 MIN_SHARED = 32
-# Of the free memory, keys and values take this share at most.
-MEMORY_SHARE = 0.4
-# For a base model that ships no chat template: plain turns, named in the run's notes.
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A folder with a LoRA adapter and the hash of its weights."""
-
-    name: str
-    folder: Path
-    digest: str
-
-
-UNKNOWN = object()
-# Any few tokens that every vocabulary has.
-TRIAL = [3, 5, 8, 13, 21, 34, 55, 89, 60]
-
-
-class ModelHandle:
-    """Weights and tokeniser of one base model, loaded when first needed and shared by the base and every adapter.
-
-    `folder` and `fingerprint` need no weights in memory, so that a run whose records are all there loads nothing.
-    """
-
-    def __init__(self, name: str, dtype: str, on_event: OnEvent, *, trust_remote_code: bool = False) -> None:
-        self.name = name
-        self.wanted_dtype = dtype
-        self.on_event = on_event
-        self.trust_remote_code = trust_remote_code
-        self.adapters: dict[str, str] = {}
-        self._active: Any = None
-
-    @cached_property
-    def folder(self) -> Path:
-        return resolve_model(self.name, self.on_event)
-
-    @cached_property
-    def machine(self) -> Machine:
-        return measure_machine()
-
-    @property
-    def device(self) -> str:
-        return self.machine.device
-
-    @property
-    def dtype(self) -> str:
-        return self.machine.dtype if self.wanted_dtype == "auto" else self.wanted_dtype
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.folder)
-
-    @cached_property
-    def context_length(self) -> int:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
-        return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.folder, padding_side="left", trust_remote_code=self.trust_remote_code, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise self._broken("tokeniser", error) from error
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-            self.on_event(Note("the model has no chat template: plain 'User:'/'Assistant:' turns are used", "warning"))
-        return tokenizer
-
-    @cached_property
-    def base(self) -> Any:
-        """The model; once an adapter is loaded, its LoRA layers sit inside it and `model` wraps it."""
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        if self.device == "cpu":
-            torch.set_num_threads(self.machine.threads)
-        try:
-            with waiting(self.on_event, f"loading {self.folder.name}"):
-                model = AutoModelForCausalLM.from_pretrained(
-                    self.folder,
-                    dtype=getattr(torch, self.dtype),
-                    use_safetensors=True,
-                    trust_remote_code=self.trust_remote_code,
-                    local_files_only=True,
-                )
-                return model.to(self.device).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise self._broken("model", error) from error
-
-    def _broken(self, what: str, error: Exception, folder: Path | None = None) -> AdvisorError:
-        whole = "adapter of this very model" if folder else "causal language model"
-        return AdvisorError(
-            f"the {what} cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
-            where=str(folder or self.folder),
-            do=f"check that the folder holds a whole {whole}, and that there is memory for it.",
-        )
-
-    @cached_property
-    def shares(self) -> bool:
-        """Whether the model runs with our attention: tried on a few tokens against its own way, once, and told if not."""
-        import torch
-
-        reason = self._unshareable()
-        if not reason:
-            attention.register()
-            before = self.base.config._attn_implementation
-            try:
-                with torch.inference_mode():
-                    theirs = self.base(input_ids=torch.tensor([TRIAL], device=self.device), use_cache=False).logits[0, -1]
-                    self.base.set_attn_implementation(attention.NAME)
-                    own = self._trial()
-                gap, spread = (own - theirs).float().abs().mean(), theirs.float().std()
-                # bf16 keeps 8 bits: a right answer is off by a few hundredths of the logits' spread, a wrong one by all of it.
-                if not gap <= 0.1 * spread:
-                    reason = f"its logits would be off by {float(gap):.2g}"
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"[:200]
-            if reason:
-                with suppress(Exception):
-                    self.base.set_attn_implementation(before)
-        if reason:
-            self.on_event(Note(f"prompts are read without shared prefixes: this model cannot share them ({reason})"))
-        return not reason
-
-    def _unshareable(self) -> str:
-        config = self.base.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("rope_type") in {"dynamic", "longrope"}:
-            return "its positions depend on the batch's longest row"
-        if self.base.config._attn_implementation != "sdpa":
-            return f"its attention is {self.base.config._attn_implementation}"
-        return ""
-
-    def _trial(self) -> Any:
-        """Logits behind TRIAL by a shared prefix, a row's lane and a decoding step."""
-        prefix = read_prefix(self.forward, TRIAL[:5], None, self.device)
-        store = LaneStore(self.forward, 2, 8, prefix, device=self.device, chunk=64, pad=0)
-        rows = [Row(0, TRIAL[5:8], 2), Row(1, TRIAL[5:7], 2)]
-        store.admit([(rows, 0)], 0)
-        return self.forward([TRIAL[8:9], TRIAL[7:8]], Decoding(store.lanes, [3, 2], prefix, self.device))[0]
-
-    def forward(self, ids: list[list[int]], this: Pass | None, picked: Sequence[tuple[int, int]] | None = None) -> Any:
-        """Logits (number of places, vocabulary) of the `picked` places (row, column), or of every row's last token.
-
-        The others' are never computed: a hook hands only these hidden states to the output head. Without a pass the rows run
-        the model's own way, from position 0 and padded on the right.
-        """
-        import torch
-
-        def pick(head: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            hidden = given[0]
-            if picked is None:
-                return (hidden[:, -1][None], *given[1:])
-            at = torch.tensor(picked, device=hidden.device)
-            return (hidden[at[:, 0], at[:, 1]][None], *given[1:])
-
-        hook = self.base.get_output_embeddings().register_forward_pre_hook(pick)
-        try:
-            with torch.inference_mode():
-                more = {"position_ids": this.positions, "this_pass": this} if this else {}
-                out = self.model(input_ids=torch.tensor(ids, device=self.device), use_cache=False, **more)
-        except RuntimeError as error:
-            raise _memory(error) from error
-        finally:
-            hook.remove()
-        return out.logits[0]
-
-    @cached_property
-    def _wrapped(self) -> dict[str, Any]:
-        return {}
-
-    @property
-    def model(self) -> Any:
-        return self._wrapped.get("peft", self.base)
-
-    @cached_property
-    def lock(self) -> threading.Lock:
-        """One forward pass at a time: an adapter is switched on and used under it."""
-        return threading.Lock()
-
-    @cached_property
-    def grammar(self) -> GrammarTokens:
-        from evals.engines.constrain import GrammarTokens
-
-        return GrammarTokens(self.tokenizer, self.vocabulary, self.stop_ids)
-
-    @cached_property
-    def vocabulary(self) -> int:
-        """Width of the logits."""
-        return int(self.base.get_output_embeddings().weight.shape[0])
-
-    @cached_property
-    def budget(self) -> Budget:
-        """How many tokens and rows go together, measured once for this model on this machine."""
-        if not self.shares:
-            return PLAIN_BUDGET
-        most = min(self.cache_tokens(), self.context_length * 64)
-        return measured_budget(self.forward, [self.fingerprint, self.dtype], self.machine, most)
-
-    @cached_property
-    def stop_ids(self) -> list[int]:
-        """Every token that ends an answer, by the model's generation settings and its tokeniser."""
-        given = self.base.generation_config.eos_token_id
-        known = given if isinstance(given, list) else [given]
-        return sorted({one for one in [*known, self.tokenizer.eos_token_id] if one is not None})
-
-    def cache_tokens(self) -> int:
-        """Tokens whose keys and values fit into MEMORY_SHARE of the memory that is free now."""
-        import torch
-
-        config = self.base.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        each = 2 * config.num_hidden_layers * heads * size * getattr(torch, self.dtype).itemsize
-        if self.device == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-        else:
-            import psutil
-
-            free = psutil.virtual_memory().available
-        return int(MEMORY_SHARE * free / each)
-
-    def load_adapter(self, folder: Path, name: str, digest: str) -> None:
-        """Put a LoRA adapter into the model, once a name and content."""
-        if self.adapters.get(name) == digest:
-            return
-        from peft import PeftModel
-        from safetensors import SafetensorError
-
-        model = self.model
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if isinstance(model, PeftModel):
-                    if self.adapters.pop(name, None):
-                        model.delete_adapter(name)
-                    model.load_adapter(folder, name, use_safetensors=True, autocast_adapter_dtype=False)
-                else:
-                    self._wrapped["peft"] = PeftModel.from_pretrained(
-                        model, folder, name, use_safetensors=True, autocast_adapter_dtype=False
-                    )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise self._broken("adapter", error, folder) from error
-        self.model.eval()
-        self.adapters[name] = digest
-        self._active = UNKNOWN
-
-    def switch(self, adapter: Adapter | None) -> None:
-        """Let `model` answer with this adapter, or as the bare base, until the next switch."""
-        import torch
-
-        wanted = (adapter.name, adapter.digest) if adapter else None
-        if self._active == wanted:
-            return
-        # Weights that are made or switched in inference mode could never be asked for gradients again.
-        with torch.inference_mode(mode=False):
-            if adapter:
-                self.load_adapter(adapter.folder, adapter.name, adapter.digest)
-                self.model.base_model.enable_adapter_layers()
-                self.model.set_adapter(adapter.name, inference_mode=True)
-            elif self.adapters:
-                self.model.base_model.disable_adapter_layers()
-        self._active = wanted
-
-
-def _memory(error: RuntimeError) -> Exception:
-    return OutOfMemoryError(str(error)) if "memory" in str(error).lower() else error
 
 
 class HfEngine:
@@ -343,7 +49,8 @@ class HfEngine:
     @property
     def fingerprint(self) -> str:
         weights = self.adapter.digest if self.adapter else ""
-        return content_hash([self.handle.fingerprint, self.handle.dtype, self.handle.device, weights])
+        # The template of ours that a model without one gets shapes its answers too.
+        return content_hash([self.handle.fingerprint, self.handle.dtype, self.handle.device, weights, PLAIN_TEMPLATE])
 
     @property
     def context_length(self) -> int:
@@ -546,7 +253,7 @@ class HfEngine:
             return LaneStore(
                 self._forward, lanes, capacity, prefix, device=self.handle.device, chunk=self.handle.budget.chunk, pad=pad
             )
-        return PlainStore(self._plain_forward, self.handle.device, pad)
+        return PlainStore(self._plain_forward, self.handle.device, pad, recurrent=self.handle.recurrent)
 
     def _forward(self, *given: Any) -> Any:
         with self.handle.lock:
@@ -561,7 +268,7 @@ class HfEngine:
             try:
                 return self.handle.model(**given)
             except RuntimeError as error:
-                raise _memory(error) from error
+                raise out_of_memory(error) from error
 
     def _lanes(self, capacity: int) -> int:
         return max(1, min(self.handle.budget.lanes, self.handle.cache_tokens() // capacity))

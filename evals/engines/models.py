@@ -21,6 +21,17 @@ from evals.records import file_hash, write_text
 
 WEIGHT_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
 
+# What an answer depends on; generation_config.json names the tokens that end it.
+FINGERPRINTED = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "*.model",
+    "*.jinja",
+)
+
 
 @dataclass(frozen=True)
 class PinnedWheel:
@@ -279,11 +290,9 @@ def _no_model(name: str, pinned: list[str], why: str) -> AdvisorError:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """sha256 over the names and hashes of a folder's weights, tokeniser and template; kept by size and time of change."""
+    """sha256 over the names and hashes of a folder's weights, settings, tokeniser and template; kept by size and time of change."""
     kept_path = cache_folder() / "fingerprints.json"
-    files = sorted(
-        one for pattern in ("*.safetensors", "config.json", "tokenizer*.json", "*.jinja") for one in folder.glob(pattern)
-    )
+    files = sorted(one for pattern in FINGERPRINTED for one in folder.glob(pattern))
     state = "|".join(f"{one.resolve()}:{one.stat().st_size}:{one.stat().st_mtime_ns}" for one in files)
     try:
         kept = json.loads(kept_path.read_text())

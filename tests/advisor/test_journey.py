@@ -18,6 +18,7 @@ from advisor.flow.intake import read_task
 from advisor.flow.run import find_run, open_run, run_folder
 from advisor.flow.whole import STAGES, go
 from advisor.report.journey import Journey
+from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Event, StageFinished, StageStarted, TrainingStep, ignore
@@ -108,6 +109,24 @@ def test_every_stage_leaves_its_record_and_a_second_run_asks_nothing(
     assert all(reused[name] for name in STAGES if name != "verdict"), reused
 
 
+def test_a_run_of_its_own_takes_the_answers_that_another_run_has_paid_for(
+    task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = journey(task_folder, tmp_path / "one", until="baselines", train=None)
+
+    def loaded(self: ModelHandle) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(ModelHandle, "base", property(loaded))
+    second = journey(task_folder, tmp_path / "two", until="baselines", train=None)
+    assert second.folder != first.folder
+    assert outputs(second.folder) == outputs(first.folder)
+    # What it cost is what it cost when the model was asked.
+    assert [one.items for one in second.arms if one.kind == "prompt"] == [
+        one.items for one in first.arms if one.kind == "prompt"
+    ]
+
+
 def test_training_never_sees_a_test_row(task_folder: Path, tmp_path: Path) -> None:
     done = journey(task_folder, tmp_path / "runs", until="training")
     task = done.task
@@ -129,8 +148,13 @@ STOPS: dict[str, Callable[[Event], bool]] = {
 }
 
 
-def test_interrupted_at_every_stage_it_goes_on_and_ends_as_if_unbroken(task_folder: Path, tmp_path: Path) -> None:
+def test_interrupted_at_every_stage_it_goes_on_and_ends_as_if_unbroken(
+    task_folder: Path, tmp_path: Path, own_cache: Path
+) -> None:
     whole = journey(task_folder, tmp_path / "whole")
+    # The second run is to ask the model itself.
+    for path in own_cache.glob("responses.sqlite*"):
+        path.unlink()
     for name, stop in STOPS.items():
         with pytest.raises(KeyboardInterrupt):
             journey(task_folder, tmp_path / "broken", Seen(stop))

@@ -62,7 +62,8 @@ def answer(peer: str, name: str, count: int, dtype: str) -> tuple[list[str], flo
     """The peer's answers in order, the seconds that they took (loading and a small warm-up not counted), tokens, device."""
     import torch
 
-    from evals.engines.hf import HfEngine, ModelHandle
+    from evals.engines.handle import ModelHandle
+    from evals.engines.hf import HfEngine
 
     asked, _ = requests(name, count)
     handle = ModelHandle(DEMO_MODEL, dtype, ignore)

@@ -43,7 +43,8 @@ def answer(peer: str, name: str, count: int, dtype: str) -> tuple[list[list[floa
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from evals.engines.hf import HfEngine, ModelHandle
+    from evals.engines.handle import ModelHandle
+    from evals.engines.hf import HfEngine
 
     handle = ModelHandle(DEMO_MODEL, dtype, ignore)
     engine = HfEngine(handle)

@@ -48,7 +48,7 @@ def test_steps_are_counted_as_the_trainer_counts_them() -> None:
 
 
 def test_the_estimate_grows_with_epochs_and_shrinks_with_the_rate() -> None:
-    machine = Machine("cpu", 2, "2", "cpu", 320.0, 2000.0)
+    machine = Machine("cpu", 2, "2", "cpu", 2, 320.0, 2000.0, 20.0)
     rate = training_rate(machine, "bfloat16", SMALL)
     assert rate > training_rate(machine, "float32", SMALL)
     short = estimate(Recipe(num_train_epochs=1), SMALL, 32_000, rate, rows=300, dtype="bfloat16")

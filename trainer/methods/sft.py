@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evals.engines.machine import available_cores
+from evals.engines.machine import measure_machine
 from evals.events import Note, OnEvent, Progress, TrainingStep
 from trainer.callbacks import Meter, Stop, event_stream
 from trainer.checkpoints import Spent, last_complete
@@ -31,7 +31,7 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(measure_machine().threads)
     recipe = job.recipe
     tokenizer = load_tokenizer(job.model_folder)
     train = encode_all(tokenizer, job.prompt_format, job.train, recipe.max_length, "train", emit)

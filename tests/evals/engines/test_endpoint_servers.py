@@ -118,7 +118,8 @@ def test_the_same_weights_answer_the_same_here_and_served(served: Server, llama:
 
     At 24 tokens an answer, 0 and 27 of these 50 differed; 5 tokens are what a test has time for.
     """
-    from evals.engines.hf import HfEngine, ModelHandle
+    from evals.engines.handle import ModelHandle
+    from evals.engines.hf import HfEngine
 
     asked = questions(50, 5)
     handle = ModelHandle(DEMO_MODEL, "float32", ignore)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.engines import decode, hf
+from evals.engines import decode, handle, hf
 from evals.engines.budget import Budget
-from evals.engines.engine import Message, Request
-from evals.engines.hf import HfEngine, ModelHandle
+from evals.engines.cache import ResponseCache
+from evals.engines.engine import Constraint, Message, Request
+from evals.engines.handle import ModelHandle
+from evals.engines.hf import HfEngine
 from evals.engines.scoring import Choices
 from evals.errors import AdvisorError
 from evals.events import Event, Note, ignore
+from tests.conftest import TINY, save_tokenizer
 
 RULES = "Read the message and answer with one word. Take your time, and be sure of what you say."
 WORDS = ["red", "a blue whale", "green", "pink flamingos over the lake", "x", "zebra crossing", "ten", "amber light, then red"]
@@ -110,6 +114,7 @@ def test_groups_of_prompts_share_their_own_beginning(tiny: HfEngine, monkeypatch
     ]
     expected = {one.id: tiny.handle.tokenizer.decode(greedy(tiny, one), skip_special_tokens=True) for one in asked}
     assert tiny.handle.budget
+    monkeypatch.setattr(decode, "MIN_SAVED", 64)
     read: list[int] = []
     whole = decode.read_prefix
     monkeypatch.setattr(decode, "read_prefix", lambda forward, ids, *more: read.append(len(ids)) or whole(forward, ids, *more))
@@ -158,13 +163,13 @@ def test_the_prefix_is_what_all_prompts_begin_with(tiny: HfEngine) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=80), min_size=1, max_size=12))
 def test_groups_hold_every_row_once_and_share_what_they_say(prompts: list[list[int]]) -> None:
-    rows = [decode.Row(at, [9] * 30 + ids, 1) for at, ids in enumerate(prompts)]
+    rows = [decode.Row(at, [9] * 100 + ids, 1) for at, ids in enumerate(prompts)]
     groups = decode.grouped(rows)
     assert sorted(row.index for members, _ in groups for row in members) == list(range(len(rows)))
     for members, length in groups:
         assert len({tuple(row.ids[:length]) for row in members}) == 1
         assert all(len(row.ids) > length for row in members)
-        assert length >= decode.MIN_PREFIX if len(members) > 1 else length == 0
+        assert length * (len(members) - 1) >= decode.MIN_SAVED if len(members) > 1 else length == 0
 
 
 @given(st.lists(st.booleans(), max_size=40))
@@ -194,7 +199,7 @@ def test_a_model_with_another_attention_runs_its_own_way_and_says_so(tiny_model:
     # A term that ours leaves out, as a model's own forward might add it.
     norm = broken.handle.base.model.norm
     whole = norm.forward
-    norm.forward = lambda hidden: whole(hidden) + (hidden.shape[1] == len(hf.TRIAL)) * 5.0 * hidden.flip(-1)
+    norm.forward = lambda hidden: whole(hidden) + (hidden.shape[1] == len(handle.TRIAL)) * 5.0 * hidden.flip(-1)
     assert not broken.handle.shares
     assert broken.handle.base.config._attn_implementation == "sdpa"
     assert any(isinstance(one, Note) and "without shared prefixes" in one.text for one in heard)
@@ -486,3 +491,88 @@ def test_tokens_are_counted_without_loading_the_model(tiny_model: Path) -> None:
     assert engine.count_tokens(["abc", "", "<|im_end|>x"]) == [3, 0, 2]
     assert (engine.handle.context_length, engine.parameters) == (512, parameters)
     assert "base" not in engine.handle.__dict__
+
+
+def other_models() -> dict[str, Any]:
+    """Architectures by what sets them apart, and whether our attention is theirs."""
+    import transformers as t
+
+    small = {key: value for key, value in TINY.items() if key != "tie_word_embeddings"}
+    window = {"sliding_window": 24}
+    gemma2 = t.Gemma2Config(**small, tie_word_embeddings=False, head_dim=16, **window, attn_logit_softcapping=5.0)
+    return {
+        "biases (Qwen 2)": (t.Qwen2ForCausalLM, t.Qwen2Config(**small), True),
+        "a window in every layer (Mistral)": (t.MistralForCausalLM, t.MistralConfig(**small, **window), True),
+        "normed queries (Qwen 3)": (t.Qwen3ForCausalLM, t.Qwen3Config(**small, head_dim=16), True),
+        "rotary part of a head (Phi)": (t.PhiForCausalLM, t.PhiConfig(**small), True),
+        "soft-capped scores (Gemma 2)": (t.Gemma2ForCausalLM, gemma2, False),
+        "positions in the batch (dynamic)": (
+            t.LlamaForCausalLM,
+            t.LlamaConfig(**small, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            False,
+        ),
+        "no attention (Mamba)": (t.MambaForCausalLM, t.MambaConfig(**small, state_size=4), False),
+    }
+
+
+@pytest.mark.parametrize("what", list(other_models()))
+def test_other_architectures_share_where_they_can_and_answer_the_same(what: str, tmp_path: Path) -> None:
+    import torch
+
+    kind, config, shares = other_models()[what]
+    save_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    kind(config).save_pretrained(tmp_path)
+    engine = engine_of(tmp_path)
+    asked = requests((12, 3))
+    expected = {one.id: engine.handle.tokenizer.decode(greedy(engine, one), skip_special_tokens=True) for one in asked}
+    assert len(set(expected.values())) > 1
+    assert {key: value[0] for key, value in answers(engine, asked).items()} == expected
+    assert engine.handle.shares is shares
+
+
+def test_kept_answers_need_no_model(tiny_model: Path, tmp_path: Path) -> None:
+    def engine() -> HfEngine:
+        return HfEngine(ModelHandle(str(tiny_model), "float32", ignore), cache=ResponseCache(tmp_path / "responses.sqlite"))
+
+    asked = requests((6,))
+    first = engine()
+    expected = sorted(first.generate(asked), key=lambda one: one.id)
+    again = engine()
+    assert sorted(again.generate(asked), key=lambda one: one.id) == expected
+    assert "base" not in again.handle.__dict__
+    # An adapter's answers are its own, and so are those of other settings.
+    tuned = again.with_adapter(make_adapter(tiny_model, tmp_path / "a", 1), "a")
+    assert [one.text for one in sorted(tuned.generate(asked), key=lambda one: one.id)] != [one.text for one in expected]
+    assert all(one.output_tokens <= 2 for one in again.generate(requests((2,))))
+
+
+@pytest.mark.parametrize("name", ["tiny", "gemma"])
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_constraint_binds_its_own_row_only(
+    name: str, shares: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: HfEngine = request.getfixturevalue(name)
+    assert engine.handle.shares
+    monkeypatch.setitem(engine.handle.__dict__, "shares", shares)
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]}
+    forms = [
+        Constraint("json_schema", json.dumps({**schema, "additionalProperties": False})),
+        Constraint("regex", "[a-c]{3,5}!"),
+        Constraint("choice", json.dumps(["red", "red wine", "blue"])),
+        None,
+    ]
+    asked = [replace(one, constraint=forms[at % 4]) for at, one in enumerate(requests((20,)))]
+    found = {one.id: one for one in engine.generate(asked)}
+    free = answers(engine, requests((20,)))
+    for at, one in enumerate(asked):
+        text = found[one.id].text
+        assert not found[one.id].truncated or at % 4 == 3
+        if at % 4 == 0:
+            assert 0 <= json.loads(text)["n"] <= 99
+        elif at % 4 == 1:
+            assert re.fullmatch("[a-c]{3,5}!", text)
+        elif at % 4 == 2:
+            assert text in {"red", "red wine", "blue"}
+        else:
+            assert text == free[one.id][0]

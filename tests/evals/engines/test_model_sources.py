@@ -304,7 +304,9 @@ def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:
         parameter_count(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json"]
+)
 def test_the_fingerprint_follows_content_and_not_place(tiny_model: Path, tmp_path: Path, file: str) -> None:
     for name in ("a", "b"):
         shutil.copytree(tiny_model, tmp_path / name)
@@ -337,9 +339,23 @@ def test_the_machine_is_measured_once_and_again_when_it_changes(cache: Path, mon
     assert measure_machine().fp32_gflops == 7.0
 
 
+def test_half_the_threads_are_taken_only_where_they_are_clearly_faster(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr("evals.engines.machine.available_cores", lambda: 4)
+    for half, wanted in ((1.04, 4), (1.2, 2)):
+        monkeypatch.setattr(
+            "evals.engines.machine._matmul_gflops",
+            lambda device, dtype, half=half: {4: 100.0, 2: 100.0 * half}[torch.get_num_threads()],
+        )
+        assert measure_machine(again=True).threads == wanted
+    assert torch.get_num_threads() == before
+
+
 def test_bf16_is_chosen_only_where_it_is_clearly_faster() -> None:
     def machine(fp32: float, bf16: float, device: str = "cpu") -> Machine:
-        return Machine("p", 2, "t", device, fp32, bf16)
+        return Machine("p", 2, "t", device, 2, fp32, bf16, 20.0)
 
     assert [machine(100, bf16).dtype for bf16 in (50, 119, 121, 600)] == ["float32", "float32", "bfloat16", "bfloat16"]
     assert (machine(100, 50).slow, machine(100, 600).slow, machine(100, 50, "cuda").slow) == (True, False, False)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from evals.engines import scoring
 from evals.engines.budget import Budget
 from evals.engines.engine import Message, ScoreRequest
-from evals.engines.hf import HfEngine, ModelHandle
+from evals.engines.handle import ModelHandle
+from evals.engines.hf import HfEngine
 from evals.engines.scoring import Choices, Likelihood, sees, tree_of
 from evals.errors import AdvisorError
 from evals.events import ignore

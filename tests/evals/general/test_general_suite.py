@@ -70,7 +70,8 @@ def test_demo_model_has_room_to_fall_and_planted_damage_is_found(tmp_path: Path)
     """Base: 10 points above chance at least, 90% at most, on every task. Noise that costs about 8 points does not 'hold'."""
     import torch
 
-    from evals.engines.hf import HfEngine, ModelHandle
+    from evals.engines.handle import ModelHandle
+    from evals.engines.hf import HfEngine
     from evals.engines.models import DEMO_MODEL
     from evals.events import ignore
     from evals.general.lm_eval import measure
