@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # For models that run their own way, whose cache grows by copying.
 PLAIN_BUDGET = Budget(4096, 48)
 # Of the free memory, keys and values take this share at most.
-MEMORY_SHARE = 0.4
+MEMORY_SHARE = 0.25
 # For a base model that ships no chat template: plain turns, named in the run's notes.
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n' }}{% endfor %}"
