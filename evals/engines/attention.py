@@ -9,7 +9,7 @@ weighted mean of the softmaxes over its parts (Juravsky et al. 2024, "Hydragen";
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,20 +52,26 @@ def _attention(
 def attend(query: Any, key: Any, value: Any, scale: float, *, causal: bool = False, mask: Any = None) -> tuple[Any, Any]:
     """Softmax attention and the log-sum-exp of its scores: (rows, heads, width, size) and (rows, heads, width), fp32.
 
-    Key and value may have fewer heads than the query (grouped heads). `mask` is boolean, True where a key is seen,
-    (rows or 1, 1, width, keys); each query must see a key.
+    Key and value may have fewer heads than the query (grouped heads). `mask` is what `hidden` makes: 0 where a key is seen,
+    minus infinity elsewhere, (rows or 1, 1, width or 1, keys); each query must see a key.
     """
     import torch
 
     if query.device.type == "cpu":
         bias = None
         if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-            bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+            bias = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, total = kernel(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
         return out, total
     return _attend_in_blocks(query, key, value, scale, causal=causal, mask=mask)
+
+
+def hidden(seen: Any, dtype: Any) -> Any:
+    """What is added to the scores so that only the keys that are `seen` (boolean) count."""
+    import torch
+
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def _attend_in_blocks(
@@ -86,7 +92,7 @@ def _attend_in_blocks(
             at = torch.arange(start, start + part.shape[2], device=query.device)
             scores.masked_fill_(torch.arange(keys, device=query.device) > at[:, None], float("-inf"))
         if mask is not None:
-            scores.masked_fill_(~mask[:, :, start : start + step], float("-inf"))
+            scores += mask if mask.shape[2] == 1 else mask[:, :, start : start + step]
         totals.append(scores.logsumexp(-1))
         weights = (scores - totals[-1][..., None]).exp_().to(value.dtype)
         outs.append(torch.matmul(weights.view(rows, kv_heads, -1, keys), value).view(rows, heads, -1, size))
@@ -131,7 +137,7 @@ class Prefix:
             mask = seen.expand(rows, group, width, len(self)).reshape(1, 1, -1, len(self))
             blind = ~mask.any(-1)
             mask = mask | blind.unsqueeze(-1)
-        out, total = attend(flat, key, value, scale, mask=mask)
+        out, total = attend(flat, key, value, scale, mask=None if mask is None else hidden(mask, query.dtype))
         if mask is not None:
             total = total.masked_fill(blind, float("-inf"))
 
@@ -208,6 +214,7 @@ class Pass:
         self.positions = positions
         self.prefix = prefix
         self.longest = int(positions.max()) + 1
+        self._masks: dict[Any, Any] = {}
 
     def attend(self, layer: int, query: Any, key: Any, value: Any, scale: float, window: int | None) -> Any:
         if window is not None and self.longest <= window:
@@ -221,6 +228,12 @@ class Pass:
     def own(self, layer: int, query: Any, key: Any, value: Any, scale: float, window: int | None) -> tuple[Any, Any]:
         raise NotImplementedError
 
+    def mask(self, name: Any, seen: Callable[[], Any], dtype: Any) -> Any:
+        """`hidden(seen())`, made once for all layers."""
+        if name not in self._masks:
+            self._masks[name] = hidden(seen(), dtype)
+        return self._masks[name]
+
     def within(self, seen: Any, key_positions: Any, window: int | None) -> Any:
         """`seen` without the keys that a sliding window hides: a query sees its `window` last positions, itself included."""
         if window is None:
@@ -230,24 +243,27 @@ class Pass:
 
 
 class Packed(Pass):
-    """Tokens that see one another by a mask (rows, 1, width, width), or causally; nothing is kept but into `record`."""
+    """Tokens that see one another as `seen` (rows, 1, width, width) says, or causally; nothing is kept but into `record`."""
 
-    def __init__(self, positions: Any, prefix: Prefix | None = None, *, mask: Any = None, record: Prefix | None = None) -> None:
+    def __init__(self, positions: Any, prefix: Prefix | None = None, *, seen: Any = None, record: Prefix | None = None) -> None:
         super().__init__(positions, prefix)
-        self.mask = mask
+        self.seen = seen
         self.record = record
 
     def own(self, layer: int, query: Any, key: Any, value: Any, scale: float, window: int | None) -> tuple[Any, Any]:
         if self.record is not None:
             self.record.keys[layer], self.record.values[layer] = key, value
-        mask = self.mask
-        if window is not None:
-            import torch
+        if self.seen is None and window is None:
+            return attend(query, key, value, scale, causal=True)
+        mask = self.mask(window, lambda: self.within(self._seen(key.shape[2]), self.positions, window), query.dtype)
+        return attend(query, key, value, scale, mask=mask)
 
-            width = key.shape[2]
-            causal = torch.ones(width, width, dtype=torch.bool, device=key.device).tril()[None, None]
-            mask = self.within(causal if mask is None else mask, self.positions, window)
-        return attend(query, key, value, scale, causal=mask is None, mask=mask)
+    def _seen(self, width: int) -> Any:
+        import torch
+
+        if self.seen is not None:
+            return self.seen
+        return torch.ones(width, width, dtype=torch.bool, device=self.positions.device).tril()[None, None]
 
 
 class Filling(Pass):
@@ -268,15 +284,18 @@ class Filling(Pass):
         if not self.filled and window is None:
             # What is padded on the right comes last: causal attention never lets a real token see it.
             return attend(query, key, value, scale, causal=True)
-        import torch
-
         rows, width = key.shape[0], key.shape[2]
         end = self.filled + width
-        columns = torch.arange(end, device=key.device)
-        seen = (columns <= columns[self.filled :, None])[None, None]
-        mask = self.within(seen, (columns + self.start).expand(rows, end), window)
         whole = slice(self.first, self.first + rows)
+        mask = self.mask(window, lambda: self._seen(rows, end, window), query.dtype)
         return attend(query, self.lanes.keys[layer][whole, :, :end], self.lanes.values[layer][whole, :, :end], scale, mask=mask)
+
+    def _seen(self, rows: int, end: int, window: int | None) -> Any:
+        import torch
+
+        columns = torch.arange(end, device=self.positions.device)
+        causal = (columns <= columns[self.filled :, None])[None, None]
+        return self.within(causal, (columns + self.start).expand(rows, end), window)
 
 
 class Decoding(Pass):
@@ -299,9 +318,8 @@ class Decoding(Pass):
             rows = slice(first, min(first + BLOCK_ROWS, len(filled)))
             end = max(filled[rows]) + 1
             ragged = min(filled[rows]) + 1 < end
-            mask = (places[:end] <= columns[rows, None])[:, None, None, :] if ragged else None
-            self.blocks.append((rows, end, mask))
-        self.columns = places
+            self.blocks.append((rows, end, ragged))
+        self.columns, self.filled = places, columns
 
     def own(self, layer: int, query: Any, key: Any, value: Any, scale: float, window: int | None) -> tuple[Any, Any]:
         import torch
@@ -312,12 +330,18 @@ class Decoding(Pass):
         # The heads of one group ask the same keys: they stand as the rows of one product.
         grouped = query.reshape(rows, keys.shape[1], -1, size)
         outs, totals = [], []
-        for block, end, seen in self.blocks:
-            mask = seen
-            if window is not None:
-                near = self.columns[:end] + self.start > self.positions[block] - window
-                mask = near[:, None, None, :] if seen is None else seen & near[:, None, None, :]
+        for block, end, ragged in self.blocks:
+            mask = None
+            if ragged or window is not None:
+                mask = self.mask((block.start, window), lambda: self._seen(block, end, window), query.dtype)  # noqa: B023
             out, total = attend(grouped[block], keys[block, :, :end], values[block, :, :end], scale, mask=mask)
             outs.append(out)
             totals.append(total)
         return torch.cat(outs).reshape(rows, heads, 1, size), torch.cat(totals).reshape(rows, heads, 1)
+
+    def _seen(self, block: slice, end: int, window: int | None) -> Any:
+        """(rows of the block, 1, 1, end): a row sees what it has filled, its new token, and no more than its window."""
+        seen = self.columns[:end] <= self.filled[block, None]
+        if window is not None:
+            seen = seen & (self.columns[:end] > self.filled[block, None] - window)
+        return seen[:, None, None, :]

@@ -12,9 +12,10 @@ from typing import Any
 from evals.engines.attention import Decoding, Lanes, Packed
 from evals.engines.machine import Machine, cache_folder
 from evals.errors import AdvisorError
+from evals.events import OnEvent, waiting
 from evals.records import write_text
 
-CHUNKS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+CHUNKS = (512, 1024, 2048, 4096, 8192, 16384)
 LANES = (16, 32, 64, 128, 256, 512)
 # A prompt of this length stands for all, and as many tokens lie in each lane.
 LENGTH = 128
@@ -32,7 +33,9 @@ class Budget:
     lanes: int
 
 
-def measured_budget(forward: Callable[..., Any], key: Sequence[str], machine: Machine, most_tokens: int) -> Budget:
+def measured_budget(
+    forward: Callable[..., Any], key: Sequence[str], machine: Machine, most_tokens: int, on_event: OnEvent
+) -> Budget:
     """The budget of the model that `forward` runs, from the user's cache where `key` and machine have been measured before.
 
     `most_tokens` is what memory holds. Takes a few seconds for a small model; PATIENCE bounds it for a large one.
@@ -45,8 +48,9 @@ def measured_budget(forward: Callable[..., Any], key: Sequence[str], machine: Ma
     except (OSError, ValueError, TypeError, KeyError):
         pass
     device = machine.device
-    chunk = _best([size for size in CHUNKS if size <= most_tokens], lambda size: _read(forward, size, device))
-    lanes = _best([count for count in LANES if count * LENGTH <= most_tokens], lambda count: _step(forward, count, device))
+    with waiting(on_event, "measuring how many rows are best asked together (once)"):
+        chunk = _best([size for size in CHUNKS if size <= most_tokens], lambda size: _read(forward, size, device))
+        lanes = _best([count for count in LANES if count * LENGTH <= most_tokens], lambda count: _step(forward, count, device))
     budget = Budget(chunk, lanes)
     try:
         kept = json.loads(path.read_text())
@@ -69,7 +73,7 @@ def _best(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
                 raise
             break
         rates[size] = size / took
-        if took > PATIENCE or (len(rates) > 2 and rates[size] < CLOSE * max(rates.values())):
+        if took > PATIENCE:
             break
     if not rates:
         return 1
@@ -83,7 +87,7 @@ def _timed(work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - started)
-        if best > PATIENCE:
+        if best > PATIENCE / 3:
             break
     return best
 

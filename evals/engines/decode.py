@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MIN_PREFIX = 32
 # A group takes two passes of its own: it has to save the reading of this many tokens, which takes as long.
 MIN_SAVED = 256
+# Tokens of prompts that enter in one go: a few seconds of reading on a processor.
+PORTION = 16_384
 # Rows enter together once this share of the batch stands empty: one forward pass fills them all.
 REFILL = 1 / 8
 # Prompts that need over this many times the room of others are decoded apart from them.
@@ -26,7 +28,7 @@ SPREAD = 2.0
 
 @dataclass
 class Row:
-    """One request on its way. `ids` is the prompt without the prefix of all, `shared` how many of them a group shares."""
+    """One request on its way. `ids` is the prompt without the prefix of all; `told` the tokens that progress has counted."""
 
     index: int
     ids: list[int]
@@ -40,6 +42,7 @@ class Row:
     answer: list[int] = field(default_factory=list)
     logprob: float = 0.0
     seconds: float = 0.0
+    told: int = 0
     ended: bool = False
     truncated: bool = False
 
@@ -136,9 +139,13 @@ def waves(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def decode(
-    rows: Sequence[Row], store_for: Callable[[int, int], Store], lanes: Callable[[int], int], chooser: Chooser
+    rows: Sequence[Row],
+    store_for: Callable[[int, int], Store],
+    lanes: Callable[[int], int],
+    chooser: Chooser,
+    told: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[Row]:
-    """Finished rows, as they finish.
+    """Finished rows, as they finish. `told` hears after each pass of how many tokens less there are to come, of all limits.
 
     `store_for(lanes, capacity)` makes room; `lanes(capacity)` says how many rows there is memory for. Out of memory, the
     unfinished rows start again in half as many lanes as were in use, and keep what they have answered.
@@ -150,7 +157,7 @@ def decode(
         while todo:
             unfinished: list[Row] = []
             try:
-                yield from _decode_in(store_for(count, capacity), todo, count, chooser, unfinished)
+                yield from _decode_in(store_for(count, capacity), todo, count, chooser, unfinished, told)
                 break
             except OutOfMemoryError:
                 if len(unfinished) < 2:
@@ -159,22 +166,26 @@ def decode(
                 todo = [row for row in todo if not row.ended]
 
 
-def _decode_in(store: Store, rows: Sequence[Row], lanes: int, chooser: Chooser, active: list[Row]) -> Iterator[Row]:
+def _decode_in(
+    store: Store, rows: Sequence[Row], lanes: int, chooser: Chooser, active: list[Row], told: Callable[[int], None]
+) -> Iterator[Row]:
     import torch
 
     waiting = deque(row for members, _ in grouped(rows) for row in members)
     while waiting or active:
         room = lanes - len(active)
         if waiting and (not active or (store.refills and room >= max(1, min(len(waiting), lanes * REFILL)))):
-            groups = grouped([waiting.popleft() for _ in range(min(room, len(waiting)))])
+            groups = grouped(_portion(waiting, room))
             new = [row for members, _ in groups for row in members]
             before = len(active)
             active += new
             with _timed(new), torch.inference_mode():
                 chooser.choose(new, store.admit(groups, before))
+            told(_nearer(new))
         else:
             with _timed(active), torch.inference_mode():
                 chooser.choose(active, store.step(active))
+            told(_nearer(active))
         if any(row.ended for row in active):
             places = compacted([not row.ended for row in active])
             ended = [row for row in active if row.ended]
@@ -182,6 +193,24 @@ def _decode_in(store: Store, rows: Sequence[Row], lanes: int, chooser: Chooser, 
                 store.keep(places, len(active))
             active[:] = [active[place] for place in places]
             yield from ended
+
+
+def _portion(waiting: deque[Row], room: int) -> list[Row]:
+    """The next rows, not so many that reading them would keep progress waiting."""
+    rows: list[Row] = []
+    left = PORTION
+    while waiting and len(rows) < room and (not rows or len(waiting[0].tokens) <= left):
+        rows.append(waiting.popleft())
+        left -= len(rows[-1].tokens)
+    return rows
+
+
+def _nearer(rows: Sequence[Row]) -> int:
+    """Tokens that a pass has written or, where a row ended, made needless."""
+    before = sum(row.told for row in rows)
+    for row in rows:
+        row.told = row.limit if row.ended else len(row.answer)
+    return sum(row.told for row in rows) - before
 
 
 @contextmanager

@@ -243,7 +243,7 @@ class ModelHandle:
         if not self.shares:
             return PLAIN_BUDGET
         most = min(self.cache_tokens(), self.context_length * 64)
-        return measured_budget(self.forward, [self.fingerprint, self.dtype], self.machine, most)
+        return measured_budget(self.forward, [self.fingerprint, self.dtype], self.machine, most, self.on_event)
 
     @cached_property
     def stop_ids(self) -> list[int]:

@@ -28,10 +28,37 @@ from evals.engines.handle import PLAIN_TEMPLATE, Adapter, ModelHandle, out_of_me
 from evals.engines.models import parameter_count
 from evals.engines.scoring import Choices, Likelihood, divergences, likelihoods
 from evals.errors import AdvisorError
+from evals.events import OnEvent, Ticker
 from evals.records import content_hash, file_hash
 
 # Tokens that all prompts of a call begin with: fewer are not worth a pass of their own.
 MIN_SHARED = 32
+
+# Seconds without an answer after which the tokens are told.
+QUIET = 1.0
+
+
+class Pulse:
+    """Tells the tokens that are written while no answer is finished: rows that decode together mostly end together."""
+
+    def __init__(self, on_event: OnEvent, task: str, tokens: int) -> None:
+        self.on_event, self.task, self.total = on_event, task, tokens
+        self.ticker: Ticker | None = None
+        self.tokens = 0
+        self.heard = time.monotonic()
+
+    def told(self, tokens: int) -> None:
+        self.tokens += tokens
+        if time.monotonic() - self.heard < QUIET:
+            return
+        self.heard = time.monotonic()
+        if self.ticker is None:
+            self.ticker = Ticker(self.on_event, self.task, self.total, "tokens", done=self.tokens)
+        else:
+            self.ticker.advance(self.tokens - self.ticker.done)
+
+    def answered(self) -> None:
+        self.heard = time.monotonic()
 
 
 class HfEngine:
@@ -122,9 +149,15 @@ class HfEngine:
         chooser = Chooser(
             self.handle.tokenizer, self.handle.stop_ids, self.handle.grammar if any(row.matcher for row in rows) else None
         )
+        pulse = Pulse(self.handle.on_event, f"{self.name} answers", sum(row.limit for row in rows))
         try:
             prefix, seconds = self._shared_prefix(rows)
-            for row in decode(rows, lambda lanes, capacity: self._store(lanes, capacity, prefix), self._lanes, chooser):
+
+            def store(lanes: int, capacity: int) -> Store:
+                return self._store(lanes, capacity, prefix)
+
+            for row in decode(rows, store, self._lanes, chooser, pulse.told):
+                pulse.answered()
                 request = requests[row.index]
                 yield Response(
                     request.id,

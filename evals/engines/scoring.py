@@ -193,8 +193,8 @@ def _packed(batch: Sequence[_Item], width: int, prefix: Prefix | None, device: s
     positions = torch.tensor([item.tree.depths + [0] * (width - len(item.tree.depths)) for item in batch], device=device)
     if all(len(item.tree.segments) == 1 for item in batch):
         return Packed(positions + start, prefix)  # plain sequences: causal attention, padding comes last
-    mask = torch.stack([sees(item.tree, width) for item in batch])[:, None].to(device)
-    return Packed(positions + start, prefix, mask=mask)
+    seen = torch.stack([sees(item.tree, width) for item in batch])[:, None].to(device)
+    return Packed(positions + start, prefix, seen=seen)
 
 
 def _batches(items: Sequence[_Item], chunk: int, places: int) -> Iterator[list[_Item]]:

@@ -23,7 +23,7 @@ from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.engines.scoring import Choices
 from evals.errors import AdvisorError
-from evals.events import Event, Note, ignore
+from evals.events import Event, Note, Progress, ignore
 from tests.conftest import TINY, save_tokenizer
 
 RULES = "Read the message and answer with one word. Take your time, and be sure of what you say."
@@ -491,6 +491,24 @@ def test_tokens_are_counted_without_loading_the_model(tiny_model: Path) -> None:
     assert engine.count_tokens(["abc", "", "<|im_end|>x"]) == [3, 0, 2]
     assert (engine.handle.context_length, engine.parameters) == (512, parameters)
     assert "base" not in engine.handle.__dict__
+
+
+def test_tokens_are_told_while_no_answer_is_finished(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Event] = []
+    engine = engine_of(tiny_model, heard.append)
+    assert engine.handle.budget
+    monkeypatch.setattr(hf, "QUIET", 0.0)
+    asked = requests((12, 5))
+    list(engine.generate(asked))
+    told = [one for one in heard if isinstance(one, Progress) and one.unit == "tokens"]
+    assert len(told) > 1
+    assert told[-1].total == sum(one.max_new_tokens for one in asked)
+    assert told[-1].done == told[-1].total
+    assert [one.done for one in told] == sorted(one.done for one in told)
+    heard.clear()
+    monkeypatch.setattr(hf, "QUIET", 1000.0)
+    list(engine.generate(asked))
+    assert not heard
 
 
 def other_models() -> dict[str, Any]:
