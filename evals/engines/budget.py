@@ -19,7 +19,7 @@ CHUNKS = (512, 1024, 2048, 4096, 8192, 16384)
 LANES = (16, 32, 64, 128, 256, 512)
 # A prompt of this length stands for all, and as many tokens lie in each lane.
 LENGTH = 128
-# A size that is this much slower than the best one is as good: smaller sizes need less memory and give answers sooner.
+# A size that is no slower than this share of the best one is as good as that.
 CLOSE = 0.98
 # No trial is begun once one has taken this long (seconds): larger ones would take longer still.
 PATIENCE = 1.5
@@ -49,9 +49,10 @@ def measured_budget(
         pass
     device = machine.device
     with waiting(on_event, "measuring how many rows are best asked together (once)"):
-        chunk = _best([size for size in CHUNKS if size <= most_tokens], lambda size: _read(forward, size, device))
-        lanes = _best([count for count in LANES if count * LENGTH <= most_tokens], lambda count: _step(forward, count, device))
-    budget = Budget(chunk, lanes)
+        chunks = _good([size for size in CHUNKS if size <= most_tokens], lambda size: _read(forward, size, device))
+        lanes = _good([count for count in LANES if count * LENGTH <= most_tokens], lambda count: _step(forward, count, device))
+    # Large passes have less to do around them; few lanes need less memory and give answers sooner.
+    budget = Budget(max(chunks), min(lanes))
     try:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -62,8 +63,8 @@ def measured_budget(
     return budget
 
 
-def _best(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
-    """The smallest size whose rate is close to the best; sizes go up until one takes too long or has no room."""
+def _good(sizes: Sequence[int], seconds: Callable[[int], float]) -> list[int]:
+    """The sizes whose rate is close to the best; sizes go up until one takes too long or has no room."""
     rates: dict[int, float] = {}
     for size in sizes:
         try:
@@ -75,9 +76,7 @@ def _best(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
         rates[size] = size / took
         if took > PATIENCE:
             break
-    if not rates:
-        return 1
-    return min(size for size, rate in rates.items() if rate >= CLOSE * max(rates.values()))
+    return [size for size, rate in rates.items() if rate >= CLOSE * max(rates.values())] or [1]
 
 
 def _timed(work: Callable[[], object]) -> float:
