@@ -143,7 +143,7 @@ def main() -> None:
     bench = Bench("endpoint", fast=fast)
     gguf = demo_gguf(cache_folder())
     distinct = questions(bench_data() / "banking77" / "test.jsonl", 50 if fast else DISTINCT)
-    rates(bench, gguf, distinct[: 16 if fast else 64], 1 if fast else 3)
+    rates(bench, gguf, distinct[: 16 if fast else 48], 1)
     faults(bench, gguf, distinct, 100 if fast else 2000, 20 if fast else 50)
     bench.figure("this process, peak memory MiB", peak_memory_mib())
     bench.finish()
