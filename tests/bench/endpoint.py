@@ -33,7 +33,7 @@ from tests.serving import FaultProxy, demo_gguf, llama_server
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 TOKENS = 4
-DISTINCT = 500
+DISTINCT = 200
 PATIENCE = Patience(waiting=120.0, failures=8, first_delay=0.1, longest_delay=2.0)
 
 
