@@ -21,6 +21,8 @@ LANES = (16, 32, 64, 128, 256, 512)
 LENGTH = 128
 # A size that is no slower than this share of the best one is as good as that.
 CLOSE = 0.98
+# Lanes cost memory: the fewest are taken whose rate is this share of the best.
+CLOSE_LANES = 0.85
 # No trial is begun once one has taken this long (seconds): larger ones would take longer still.
 PATIENCE = 1.5
 
@@ -49,8 +51,10 @@ def measured_budget(
         pass
     device = machine.device
     with waiting(on_event, "measuring how many rows are best asked together (once)"):
-        chunks = _good([size for size in CHUNKS if size <= most_tokens], lambda size: _read(forward, size, device))
-        lanes = _good([count for count in LANES if count * LENGTH <= most_tokens], lambda count: _step(forward, count, device))
+        sizes = [size for size in CHUNKS if size <= most_tokens]
+        chunks = _good(sizes, lambda size: _read(forward, size, device), CLOSE)
+        counts = [count for count in LANES if count * LENGTH <= most_tokens]
+        lanes = _good(counts, lambda count: _step(forward, count, device), CLOSE_LANES)
     # Large passes have less to do around them; few lanes need less memory and give answers sooner.
     budget = Budget(max(chunks), min(lanes))
     try:
@@ -63,8 +67,8 @@ def measured_budget(
     return budget
 
 
-def _good(sizes: Sequence[int], seconds: Callable[[int], float]) -> list[int]:
-    """The sizes whose rate is close to the best; sizes go up until one takes too long or has no room."""
+def _good(sizes: Sequence[int], seconds: Callable[[int], float], close: float) -> list[int]:
+    """The sizes whose rate is at least this share of the best; sizes go up until one takes too long or has no room."""
     rates: dict[int, float] = {}
     for size in sizes:
         try:
@@ -76,7 +80,7 @@ def _good(sizes: Sequence[int], seconds: Callable[[int], float]) -> list[int]:
         rates[size] = size / took
         if took > PATIENCE:
             break
-    return [size for size, rate in rates.items() if rate >= CLOSE * max(rates.values())] or [1]
+    return [size for size, rate in rates.items() if rate >= close * max(rates.values())] or [1]
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -103,6 +107,16 @@ def _read(forward: Callable[..., Any], tokens: int, device: str) -> float:
 
 def _step(forward: Callable[..., Any], rows: int, device: str) -> float:
     """Seconds for one decoding step of `rows` with LENGTH tokens behind each."""
+    import torch
+
     lanes = Lanes(rows, LENGTH + 1)
     ids = [[7]] * rows
-    return _timed(lambda: forward(ids, Decoding(lanes, [LENGTH] * rows, None, device)).argmax(-1).tolist())
+
+    def step() -> object:
+        return forward(ids, Decoding(lanes, [LENGTH] * rows, None, device)).max(-1).indices.tolist()
+
+    step()
+    with torch.inference_mode():
+        for home in (*lanes.keys.values(), *lanes.values.values()):
+            home.zero_()  # a lane's pages are there once they are written: real ones are
+    return _timed(step)
