@@ -141,10 +141,7 @@ class EndpointEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Kept answers first, then the server's, as they come."""
-        if self.cache is None:
-            yield from self._asked(requests)
-        else:
-            yield from through(self.cache, self.fingerprint, requests, self._asked)
+        return through(self.cache, self.fingerprint, requests, self._asked) if self.cache else self._asked(requests)
 
     def _asked(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Asks from a thread of its own. Closing the iterator (or an interrupt) cancels what is under way and joins it.

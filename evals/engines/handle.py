@@ -257,8 +257,11 @@ class ModelHandle:
         import torch
 
         config = self.base.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        queries = getattr(config, "num_attention_heads", None)
+        if not queries:
+            return self.context_length * PLAIN_BUDGET.lanes  # a state of fixed size instead (Mamba): tokens cost no memory
+        heads = getattr(config, "num_key_value_heads", None) or queries
+        size = getattr(config, "head_dim", None) or config.hidden_size // queries
         each = 2 * config.num_hidden_layers * heads * size * getattr(torch, self.dtype).itemsize
         if self.device == "cuda":
             free = torch.cuda.mem_get_info()[0]

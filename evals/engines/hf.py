@@ -33,7 +33,6 @@ from evals.records import content_hash, file_hash
 
 # Tokens that all prompts of a call begin with: fewer are not worth a pass of their own.
 MIN_SHARED = 32
-
 # Seconds without an answer after which the tokens are told.
 QUIET = 1.0
 
@@ -129,10 +128,7 @@ class HfEngine:
         return text
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
-        if self.cache is None:
-            yield from self._asked(requests)
-        else:
-            yield from through(self.cache, self.fingerprint, requests, self._asked)
+        return through(self.cache, self.fingerprint, requests, self._asked) if self.cache else self._asked(requests)
 
     def _asked(self, requests: Sequence[Request]) -> Iterator[Response]:
         rows: list[Row] = []
@@ -236,6 +232,8 @@ class HfEngine:
     def divergence(self, tuned: HfEngine, texts: Sequence[str]) -> list[float]:
         """KL(this || tuned) of each text's tokens, in nats a token. Both engines share one base; texts are cut at the context."""
         ids = [one[: self.context_length] for one in self._tokens(texts)]
+        if any(len(one) < 2 for one in ids):
+            raise AdvisorError("a text of one token says nothing about a next one", where=self.name)
         found = dict(
             divergences(
                 self._forward,

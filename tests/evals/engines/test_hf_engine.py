@@ -516,6 +516,7 @@ def other_models() -> dict[str, Any]:
     import transformers as t
 
     small = {key: value for key, value in TINY.items() if key != "tie_word_embeddings"}
+    plain = {key: value for key, value in small.items() if "heads" not in key and key != "max_position_embeddings"}
     window = {"sliding_window": 24}
     gemma2 = t.Gemma2Config(**small, tie_word_embeddings=False, head_dim=16, **window, attn_logit_softcapping=5.0)
     return {
@@ -529,7 +530,7 @@ def other_models() -> dict[str, Any]:
             t.LlamaConfig(**small, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
             False,
         ),
-        "no attention (Mamba)": (t.MambaForCausalLM, t.MambaConfig(**small, state_size=4), False),
+        "no attention (Mamba)": (t.MambaForCausalLM, t.MambaConfig(**plain, state_size=4), False),
     }
 
 

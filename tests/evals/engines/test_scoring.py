@@ -170,6 +170,8 @@ def test_divergence_follows_its_formula_and_is_nought_of_a_model_to_itself(tiny_
         p, q = logprobs(base, ids), logprobs(tuned, ids)
         assert found == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
         assert found > 0
+    with pytest.raises(AdvisorError, match="one token"):
+        base.divergence(tuned, ["x"])
     # A few positions at a time give the same.
     before = base.divergence(tuned, texts)
     with pytest.MonkeyPatch.context() as patch:
