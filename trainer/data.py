@@ -47,7 +47,7 @@ def encode(tokenizer: Any, fmt: PromptFormat, example: Example, max_length: int)
     The prompt is rendered as it will be when the tuned model is asked. Raises AdvisorError where the template, or a
     token that spans the seam, makes the asked prompt something else than the beginning of the trained text.
     """
-    turns = [{"role": message.role, "content": message.content} for message in fmt.messages(example)]
+    turns = [message.turn() for message in fmt.messages(example)]
     prompt, whole = _render(tokenizer, turns, example.target)
     if not whole.startswith(prompt):
         raise _not_a_prefix(example, "the chat template writes the prompt differently when an answer follows")
@@ -93,7 +93,7 @@ def encode_replay(tokenizer: Any, replay: Sequence[Replay], max_length: int) -> 
     return tuple(rows)
 
 
-def _render(tokenizer: Any, turns: list[dict[str, str]], answer: str) -> tuple[str, str]:
+def _render(tokenizer: Any, turns: list[dict[str, Any]], answer: str) -> tuple[str, str]:
     """The text of the prompt, and of prompt and answer."""
     full = [*turns, {"role": "assistant", "content": answer}]
     try:

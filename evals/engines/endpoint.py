@@ -264,7 +264,7 @@ class EndpointEngine:
         wrapping = 0
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": one.role, "content": _encodable(one.content)} for one in request.messages],
+            "messages": [{**one.turn(arguments_as_text=True), "content": _encodable(one.content)} for one in request.messages],
             "temperature": request.temperature,
         }
         if request.temperature > 0:

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the assistant asks for. `arguments` is the JSON text of an object; `id` is empty where none was given."""
+
+    name: str
+    arguments: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `role` is system, user or assistant."""
+    """One turn. `role` is system, user, assistant or tool; a tool's turn answers the call `tool_call_id` of the tool `name`."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    def turn(self, *, arguments_as_text: bool = False) -> dict[str, Any]:
+        """As chat templates take it, without what is empty; servers want the arguments of calls as text."""
+        body: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            body["tool_calls"] = [
+                {
+                    "type": "function",
+                    **({"id": call.id} if call.id else {}),
+                    "function": {
+                        "name": call.name,
+                        "arguments": call.arguments if arguments_as_text else json.loads(call.arguments),
+                    },
+                }
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id:
+            body["tool_call_id"] = self.tool_call_id
+        if self.name:
+            body["name"] = self.name
+        return body
 
 
 @dataclass(frozen=True)

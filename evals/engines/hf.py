@@ -115,7 +115,7 @@ class HfEngine:
         return found
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [message.turn() for message in messages]
         tokenizer = self.handle.tokenizer
         try:
             text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

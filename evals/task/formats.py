@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from evals.engines.engine import Message
 from evals.errors import Problem
 from evals.records import content_hash
 from evals.task.example import Example
-from evals.task.spec import ColumnsSpec
+from evals.task.spec import ColumnsSpec, HubDataset
 
 MAX_LINE = 1_000_000
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -21,11 +21,12 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Row:
-    """An Example and where it stands."""
+    """An Example, where it stands (`line` counts from 1; of a table it is the row), and the row as it was read."""
 
     example: Example
     file: str
     line: int
+    body: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class RowError(Exception):
         self.message = message
 
 
-def read_rows(path: Path, columns: ColumnsSpec) -> tuple[list[Row], list[Problem], str]:
+def read_rows(source: str | HubDataset, folder: Path, columns: ColumnsSpec) -> tuple[list[Row], list[Problem], str]:
     """All rows of a JSON Lines file, all its problems, and the name of the detected format."""
+    path = folder / str(source)
     file = str(path)
     rows: list[Row] = []
     problems: list[Problem] = []

@@ -86,7 +86,7 @@ def load_task(path: Path) -> Task:
         relative = getattr(spec.data, name)
         if relative is None:
             continue
-        rows, found, detected = read_rows(folder / relative, spec.columns)
+        rows, found, detected = read_rows(relative, folder, spec.columns)
         given[name] = rows
         problems += found
         if detected:
@@ -112,7 +112,7 @@ def load_task(path: Path) -> Task:
     if problems:
         raise ProblemsError(problems)
 
-    metrics = spec.metric or (default_metric(output_type),)
+    metrics = tuple(one.label for one in spec.metric) or (default_metric(output_type),)
     if not spec.metric:
         said.append(f"metric: {metrics[0]}, from the output type")
     train, dev, test = (tuple(row.example for row in splits[name]) for name in NAMES)

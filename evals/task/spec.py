@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from evals.engines.endpoint import DEFAULT_KEY, checked_base_url
 from evals.errors import AdvisorError, Problem, ProblemsError, did_you_mean
-from evals.metrics import METRICS
+from evals.metrics.options import MetricOptions, metric_options
+from evals.task.model import ModelSpec
+from evals.task.strict import Strict
 
 OutputType = Literal["text", "label", "json", "number"]
 NonNegative = Field(ge=0)
-# Keys of `model:` that mean something to one engine only.
-SERVED_ONLY = {"base_url", "api_key_env", "max_concurrency", "request_timeout", "context_length"}
-HERE_ONLY = {"dtype", "trust_remote_code"}
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+class HubDataset(Strict):
+    """A dataset of the Hugging Face Hub (or a local folder of one), by the names that TRL uses."""
+
+    dataset_name: str = Field(min_length=1)
+    dataset_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
 
 
 class DataSpec(Strict):
-    """Files, relative to the task file. `dev` and `test` are split from `train` where they are left out."""
+    """Files, relative to the task file, or datasets of the Hub. `dev` and `test` are split from `train` where they are left out.
 
-    train: str
-    dev: str | None = None
-    test: str | None = None
+    `documents` is a folder (Markdown, text, HTML, PDF) or a JSON Lines file of `id` and `text`; `preferences` holds rows of
+    `prompt`, `chosen`, `rejected`.
+    """
+
+    train: str | HubDataset
+    dev: str | HubDataset | None = None
+    test: str | HubDataset | None = None
     documents: str | None = None
+    preferences: str | HubDataset | None = None
 
 
 class ColumnsSpec(Strict):
@@ -40,7 +47,11 @@ class ColumnsSpec(Strict):
     output: str = "output"
     id: str = "id"
     group: str = "group"
+    time: str = "time"
     gold_passages: str = "gold_passages"
+    paraphrases: str = "paraphrases"
+    messages: str = "messages"
+    images: str = "images"
 
 
 class OutputSpec(Strict):
@@ -49,53 +60,6 @@ class OutputSpec(Strict):
     type: OutputType | None = None
     labels: tuple[str, ...] = ()
     json_schema: str | None = Field(default=None, alias="schema")
-
-
-class ModelSpec(Strict):
-    """Who answers. `engine: hf` runs weights in this process; `engine: endpoint` asks an OpenAI-compatible server at `base_url`.
-
-    `model_name_or_path`: for `hf` the demo model's name, a Hub name, a local folder or a GGUF file; for `endpoint` the
-    name that the server knows. `dtype: auto` measures the machine. `api_key_env` names the environment variable that
-    holds the key, `request_timeout` is in seconds, `context_length` in tokens (the server is asked where it is left out).
-    """
-
-    model_name_or_path: str
-    engine: Literal["hf", "endpoint"] = "hf"
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    trust_remote_code: bool = False
-    base_url: str | None = None
-    api_key_env: str = DEFAULT_KEY
-    max_concurrency: int = Field(default=8, ge=1, le=256)
-    request_timeout: float = Field(default=120.0, gt=0, le=3600)
-    context_length: PositiveInt | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret_inside(cls, value: str | None) -> str | None:
-        return None if value is None else checked_base_url(value)
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name(cls, value: str) -> str:
-        # Not repeated: what stands here by mistake is the key itself.
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
-            raise ValueError("this is the name of an environment variable, such as OPENAI_API_KEY, never the key itself")
-        return value
-
-    @model_validator(mode="after")
-    def _keys_of_its_engine(self) -> ModelSpec:
-        foreign = sorted((SERVED_ONLY if self.engine == "hf" else HERE_ONLY) & self.model_fields_set)
-        if foreign:
-            other = "endpoint" if self.engine == "hf" else "hf"
-            raise ValueError(f"{', '.join(foreign)}: only with `engine: {other}`")
-        if self.engine == "endpoint" and self.base_url is None:
-            raise ValueError("`engine: endpoint` needs `base_url:`, such as http://localhost:8000/v1")
-        return self
-
-    @property
-    def served(self) -> bool:
-        """Whether the weights are elsewhere: such a model can be asked, but not trained."""
-        return self.engine == "endpoint"
 
 
 class EmbeddingsSpec(Strict):
@@ -133,7 +97,7 @@ class TaskSpec(Strict):
     data: DataSpec
     columns: ColumnsSpec = ColumnsSpec()
     output: OutputSpec = OutputSpec()
-    metric: tuple[str, ...] = ()
+    metric: tuple[MetricOptions, ...] = ()
     model: ModelSpec
     embeddings: EmbeddingsSpec = EmbeddingsSpec()
     target: float | None = Field(default=None, gt=0, le=1)
@@ -155,14 +119,18 @@ class TaskSpec(Strict):
     @field_validator("metric", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        """A name, a mapping of a name and its options, or a list of such."""
+        return tuple(map(metric_options, value if isinstance(value, list | tuple) else [value]))
 
     @field_validator("metric")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; known: {', '.join(METRICS)}")
+    def _the_first_decides(cls, value: tuple[MetricOptions, ...]) -> tuple[MetricOptions, ...]:
+        if value and not value[0].decides:
+            raise ValueError(f"{value[0].name} is a figure of a whole split: it can stand beside the first metric, not decide")
+        labels = [one.label for one in value]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"the metric {label!r} stands here twice: name one of them with `called:`")
         return value
 
 
