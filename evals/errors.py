@@ -6,6 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+# Control codes as their pictures (␛ for escape); what has none, and what turns the reading direction round, as a box.
+_PICTURES = {code: chr(0x2400 + code) for code in range(32) if code != 10}
+_HIDDEN = [0x7F, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_TABLE: dict[int, str] = {**_PICTURES, 9: "    ", **dict.fromkeys(_HIDDEN, "\N{REPLACEMENT CHARACTER}")}
+
+
+def clean(text: object) -> str:
+    """`text` without anything that a terminal obeys; lines stay lines.
+
+    What people's files hold (names, paths, values, model output) is shown through this: an escape in it cannot reach the
+    terminal.
+    """
+    whole = str(text).replace("\r\n", "\n").encode("utf-8", "replace").decode("utf-8")
+    return whole.translate(_TABLE)
+
 
 class AdvisorError(Exception):
     """Something went wrong that the user can mend. `exit_code` is what the command line exits with."""
@@ -22,7 +37,7 @@ class AdvisorError(Exception):
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         if self.do:
             lines.append(f"What to do: {self.do}")
-        return "\n".join(lines)
+        return clean("\n".join(lines))
 
 
 class UsageError(AdvisorError):
@@ -48,7 +63,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+        whole = f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
+        # One problem is one line, whatever stands in a file's name.
+        return clean(whole).replace("\n", "␊")
 
 
 class ProblemsError(AdvisorError):

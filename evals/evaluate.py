@@ -4,83 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from evals.candidate import Answer, Candidate
-from evals.engines.engine import Request, Response
+from evals.engines.engine import Request
 from evals.errors import AdvisorError
-from evals.events import CandidateScored, OnEvent, Ticker
-from evals.metrics import score, tolerant_score
+from evals.events import CandidateScored, Note, OnEvent, Ticker
+from evals.metrics.consistency import variants
+from evals.metrics.metric import Metric
 from evals.records import content_hash, jsonable, read_json, read_jsonl, write_json, write_jsonl
-from evals.task.example import Example
+from evals.scores import Score, Scores, answered, consistency_options, scored, task_metrics
 from evals.task.load import Task
-
-
-@dataclass(frozen=True)
-class Score:
-    """One example's result. `metrics` holds the task's other metrics and `tolerant`, the tolerant reading of the first.
-
-    `skipped` is a reason where there is no answer; such an item scores 0 and is counted apart.
-    """
-
-    id: str
-    score: float
-    output: str
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    seconds: float = 0.0
-    skipped: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per-example results of one candidate on one split, in the split's order."""
-
-    candidate: str
-    kind: str
-    split: str
-    metric: str
-    items: tuple[Score, ...]
-
-    @property
-    def mean(self) -> float:
-        return sum(item.score for item in self.items) / len(self.items)
-
-    def values(self) -> list[float]:
-        return [item.score for item in self.items]
-
-    def average(self, name: str) -> float:
-        """Mean of a secondary metric, or of `prompt_tokens`, `output_tokens`, `seconds`."""
-        if name in {"prompt_tokens", "output_tokens", "seconds", "score"}:
-            return sum(float(getattr(item, name)) for item in self.items) / len(self.items)
-        return sum(item.metrics[name] for item in self.items) / len(self.items)
-
-    @property
-    def skipped(self) -> int:
-        return sum(bool(item.skipped) for item in self.items)
-
-
-def score_answer(task: Task, example: Example, text: str, response: Response | Answer) -> Score:
-    """`text` is the answer as the candidate parsed it; `response` gives seconds, and tokens where a model was asked."""
-    skipped = response.skipped if isinstance(response, Response) else ""
-    values = {name: 0.0 if skipped else score(name, text, example.target) for name in task.metrics}
-    tolerant = 0.0 if skipped else tolerant_score(task.output_type, task.metric, text, example.target, task.labels)
-    rest = {name: value for name, value in values.items() if name != task.metric}
-    return Score(
-        example.id,
-        values[task.metric],
-        text,
-        getattr(response, "prompt_tokens", 0),
-        getattr(response, "output_tokens", 0),
-        round(response.seconds, 6),
-        skipped,
-        {**rest, "tolerant": tolerant},
-    )
 
 
 def _read(path: Path) -> dict[str, Score]:
@@ -111,21 +49,28 @@ def _appending(path: Path) -> Iterator[Callable[[Any], None]]:
         yield append
 
 
-def evaluate(task: Task, candidate: Candidate, split: str, folder: Path, on_event: OnEvent) -> Scores:
+def evaluate(
+    task: Task, candidate: Candidate, split: str, folder: Path, on_event: OnEvent, metrics: Sequence[Metric] | None = None
+) -> Scores:
     """Scores of `candidate` on a split of the task, from `folder/<split>/<candidate>.jsonl` where they are there already.
 
-    Each answer is appended to a partial file as it comes, so that an interrupted evaluation goes on where it stopped.
-    A record belongs to the hash of the candidate's settings, the engine's weights, the rows and the metrics.
+    `metrics` are the task's, as `build_metrics` makes them; left out, they are built here, which those can be that need
+    no model. Each answer is appended to a partial file as it comes, so that an interrupted evaluation goes on where it
+    stopped; they are scored when all are there. A record belongs to the hash of the candidate's settings, the engine's
+    weights, the rows and the metrics.
     """
+    metrics = task_metrics(task, on_event) if metrics is None else metrics
     examples = task.split(split)
     engine = candidate.engine
+    steadiness = consistency_options(task)
     key = content_hash(
         [
             candidate.name,
             candidate.settings,
             engine.fingerprint if engine else "",
             examples,
-            task.metrics,
+            [[metric.name, metric.settings] for metric in metrics],
+            steadiness.model_dump() if steadiness else None,
             task.output_type,
             task.labels,
         ]
@@ -147,9 +92,12 @@ def evaluate(task: Task, candidate: Candidate, split: str, folder: Path, on_even
 
     partial = path.with_suffix(f".{key[:12]}.partial")
     items = _read(partial) if partial.is_file() else {}
-    todo = [one for one in examples if one.id not in items]
+    more = variants(examples, steadiness) if steadiness else []
+    sampled = {one.example.id: one for one in more if one.kind == "sample"}
+    every = [*examples, *(one.example for one in more)]
+    todo = [one for one in every if one.id not in items]
     by_id = {one.id: one for one in todo}
-    ticker = Ticker(on_event, f"{candidate.name} on {split}", len(examples), "items", done=len(items))
+    ticker = Ticker(on_event, f"{candidate.name} on {split}", len(every), "items", done=len(items))
     asked: list[Request] = []
     # Written anew first: a crash may have left half a line at its end.
     write_jsonl(partial, items.values())
@@ -162,21 +110,28 @@ def evaluate(task: Task, candidate: Candidate, split: str, folder: Path, on_even
 
         for example, request in zip(todo, candidate.requests(todo), strict=True):
             if isinstance(request, Answer):
-                keep(score_answer(task, example, request.text, request))
+                keep(answered(example, request.text, request))
+            elif example.id in sampled:
+                drawn = sampled[example.id]
+                asked.append(replace(request, temperature=drawn.temperature, seed=drawn.seed))
             else:
                 asked.append(request)
         if asked:
             if engine is None:
                 raise AdvisorError("a candidate asks a model but has no engine", where=candidate.name)
             for response in engine.generate(asked):
-                keep(score_answer(task, by_id[response.id], candidate.parse(response.text), response))
-    missing = [one.id for one in examples if one.id not in items]
+                keep(answered(by_id[response.id], candidate.parse(response.text), response))
+    missing = [one.id for one in every if one.id not in items]
     if missing:
         raise AdvisorError(
-            f"the engine left {len(missing)} of {len(examples)} items without an answer, the first is {missing[0]}",
+            f"the engine left {len(missing)} of {len(every)} items without an answer, the first is {missing[0]}",
             where=candidate.name,
             do="run the same command again: it asks only for these.",
         )
+    items = {one.id: one for one in scored(task, metrics, examples, items)}
+    for metric in metrics:
+        for sentence in getattr(metric, "warnings", ()):
+            on_event(Note(sentence, "warning"))
     write_jsonl(path, [items[one.id] for one in examples])
     write_json(
         meta,

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ SCHEMA_VERSION = 1
 
 def jsonable(value: Any) -> Any:
     """Dataclasses, tuples, sets, numpy scalars and arrays as plain JSON values; a number that JSON cannot hold becomes None."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
-        return jsonable(asdict(value))
+        return {one.name: jsonable(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):

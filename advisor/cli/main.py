@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from advisor.cli import init
 from evals.errors import AdvisorError, Interrupted, UsageError
 
 DESCRIPTION = """Prompt, retrieve or fine-tune? Measures all three on your task, says what to do and how sure it is,
 trains where that pays, and gates the result.
 
+  advisor init data.jsonl     looks at data and writes a task.yaml
   advisor                     the terminal app
   advisor demo                the whole journey on the shipped example `triage`
   advisor run TASK            the whole journey on your task
@@ -46,7 +48,14 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("name", metavar=argument)
         return one
 
-    verb("check", "read the task and its data, and report every problem", "TASK")
+    init.add_arguments(verb("init", "look at data and write a commented task.yaml for it", None))
+    check = verb("check", "read the task and its data, and report every problem, leak and doubtful row", "TASK")
+    check.add_argument(
+        "--fix", type=Path, metavar="OUT", help="write a cleaned copy of the data to OUT, and say what was changed"
+    )
+    check.add_argument(
+        "--no-embeddings", action="store_true", help="leave out what needs the rows embedded (label noise, likeness)"
+    )
     verb("bench", "measure what unchanged weights can do, on dev", "TASK")
     verb("advise", "measure, probe training, and recommend", "TASK")
     train = verb("train", "train the recommended recipe on all training rows", "TASK", planned)
@@ -103,6 +112,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
         return AdvisorApp(arguments.runs_dir).run() or 0
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
+        "init": init.run,
         "check": _check,
         "bench": lambda one: _go(one, "baselines"),
         "advise": lambda one: _go(one, "advice"),
@@ -124,16 +134,11 @@ def _print_json(body: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from advisor.flow.intake import read_task, what_dev_can_tell
+    from advisor.cli.check import check
 
-    task = read_task(arguments.name)
-    if arguments.json:
-        _print_json({"name": task.name, "output_type": task.output_type, "metrics": task.metrics, "said": task.said})
-        return 0
-    for sentence in [*task.said, what_dev_can_tell(task)]:
-        print(f"- {sentence}")
-    print(f"{task.name}: no problem found")
-    return 0
+    return check(
+        arguments.name, arguments.runs_dir, fix=arguments.fix, embed=not arguments.no_embeddings, as_json=arguments.json
+    )
 
 
 def _go(arguments: argparse.Namespace, until: str, *, name: str | None = None, train: bool | None = None) -> int:

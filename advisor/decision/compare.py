@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from evals.errors import AdvisorError
-from evals.evaluate import Scores
+from evals.scores import Scores
 from evals.statistics.paired import holm, paired_difference
 
 
@@ -48,6 +48,11 @@ def compare(a: Scores, b: Scores, groups: Sequence[str] | None) -> Comparison:
         paired.p,
         paired.p,
     )
+
+
+def without(scores: Scores, left_out: Collection[str]) -> Scores:
+    """The same scores without some items."""
+    return replace(scores, items=tuple(one for one in scores.items if one.id not in left_out))
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:

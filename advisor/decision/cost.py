@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evals.evaluate import Score, Scores
+from evals.scores import Score, Scores
 from evals.task.spec import PricesSpec
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.decision.compare import Comparison
-from evals.evaluate import Scores
 from evals.general.lm_eval import GeneralScores
+from evals.scores import Scores
 from evals.statistics.margin import NonInferiority
 
 
@@ -20,10 +20,25 @@ class General:
 
 
 @dataclass(frozen=True)
+class JudgeState:
+    """What the word of a judge that decides is worth: `labelled` items of which people scored both answers of the claim.
+
+    `to_label` is the file of answers that wait for their scores, where the judge is not calibrated.
+    """
+
+    calibrated: bool
+    labelled: int
+    sentence: str
+    to_label: str
+
+
+@dataclass(frozen=True)
 class Reevaluation:
     """`claim` is the one comparison that the test was opened for; `others` stand beside it (Holm over all of them).
 
-    `test` holds the scores of the chosen candidate first, then of those that it was compared with.
+    `test` holds the scores of the chosen candidate first, then of those that it was compared with. `tainted` are the test
+    items that stand nearly alike in train or dev, and `claim_without_tainted` the claim on the others (None where there are
+    none, or too few others).
     """
 
     chosen: str
@@ -32,3 +47,6 @@ class Reevaluation:
     test: tuple[Scores, ...]
     general: General | None
     earlier_looks: int
+    tainted: tuple[str, ...] = ()
+    claim_without_tainted: Comparison | None = None
+    judge: JudgeState | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 
 from advisor.decision.compare import Comparison, adjusted, compare
 from advisor.decision.cost import cheapness
-from evals.evaluate import Scores
+from evals.scores import Scores
 from evals.statistics.paired import mean_interval
 from evals.statistics.power import minimum_detectable_effect, required_n
 from evals.task.spec import PricesSpec

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from advisor.decision.compare import Comparison
 from advisor.decision.recommend import Evidence, Reason, Recommendation, recommend
+from advisor.flow.judged import uncalibrated
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
 from advisor.flow.tuned import expected, in_words, job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
 from baselines.probes import knowledge_probes
 from baselines.rag.candidate import rag_arms, retrieval_recall
-from evals.evaluate import Scores, evaluate
+from evals.evaluate import evaluate
 from evals.events import Note
 from evals.records import content_hash, write_json
+from evals.scores import Scores
 from evals.statistics.paired import mean_interval
 from evals.task.example import Example
 from evals.task.load import Task
@@ -53,6 +55,7 @@ def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...]) -> 
             return recommendation, headline(recommendation), True
         evidence, probes = _gather(task, run, session, arms, recipe)
         recommendation = recommend(evidence)
+        recommendation = replace(recommendation, cannot_tell=(*uncalibrated(task), *recommendation.cannot_tell))
         write_json(run.path("probes.json"), {"input_hash": key, **probes})
         write_json(run.path("recommendation.json"), {"input_hash": key, **asdict(recommendation)})
         return recommendation, headline(recommendation), False
@@ -82,7 +85,8 @@ def _gather(
     """
     started = time.monotonic()
     context = tuple(
-        evaluate(task, probe, "dev", run.path("probes"), run.on_event) for probe in knowledge_probes(task, session.engine)
+        evaluate(task, probe, "dev", run.path("probes"), run.on_event, session.metrics)
+        for probe in knowledge_probes(task, session.engine)
     )
     recall = _recall(task, session)
     groups = groups_of(task, "dev")
@@ -96,7 +100,7 @@ def _gather(
         job = job_for(task, session, probe_recipe(recipe), rows, run.path("probe"), "probe")
         trained = train(job, run.on_event)
         candidate = tuned_candidate(task, session, trained.folder, "probe", prompt_format(task, recipe))
-        probe = evaluate(task, candidate, "dev", run.path("probes"), run.on_event)
+        probe = evaluate(task, candidate, "dev", run.path("probes"), run.on_event, session.metrics)
     else:
         run.on_event(Note("an unchanged candidate reaches the target: training is not probed"))
     spent = {

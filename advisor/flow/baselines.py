@@ -9,7 +9,8 @@ from baselines.prompts.prompt import prompt_arms
 from baselines.rag.candidate import rag_arms
 from baselines.trivial import trivial_arms
 from evals.candidate import Candidate
-from evals.evaluate import Scores, evaluate
+from evals.evaluate import evaluate
+from evals.scores import Scores
 from evals.task.load import Task
 
 
@@ -28,7 +29,7 @@ def baselines(task: Task, run: Run, session: Session) -> tuple[Scores, ...]:
     def make() -> tuple[tuple[Scores, ...], str, bool]:
         before = _records(run)
         arms = unchanged_arms(task, session)
-        scores = tuple(evaluate(task, arm, "dev", run.scores, run.on_event) for arm in arms)
+        scores = tuple(evaluate(task, arm, "dev", run.scores, run.on_event, session.metrics) for arm in arms)
         best = max((one for one in scores if one.kind != "trivial"), key=lambda one: one.mean)
         summary = f"{len(scores)} candidates on {len(task.dev)} dev items; best {best.candidate} {best.mean:.3f} {task.metric}"
         return scores, summary, before == _records(run) and bool(before)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from advisor.flow.checks import check_data, tell
+from advisor.flow.drift import drift
 from advisor.flow.run import EXAMPLES, Run, reuse
+from advisor.flow.session import Session
 from evals.events import Note
 from evals.records import write_json
 from evals.statistics.power import minimum_detectable_effect
+from evals.task.findings import Checks, from_record
 from evals.task.load import Task, find_task, load_task
 from evals.task.splits import freeze
 
@@ -22,12 +26,14 @@ def what_dev_can_tell(task: Task) -> str:
     return f"{len(task.dev)} dev items can show a difference of about {100 * effect:.0f} points (power 80%, 5% level)"
 
 
-def intake(task: Task, run: Run) -> None:
-    """Write `task.json` and `splits.json`."""
+def intake(task: Task, run: Run, session: Session) -> Checks:
+    """Write `task.json`, `splits.json` and `checks.json`."""
 
-    def make() -> tuple[None, str, bool]:
+    def make() -> tuple[Checks, str, bool]:
         key = task.hash()
-        there = reuse(run.path("task.json"), key) and reuse(run.path("splits.json"), key)
+        kept = reuse(run.path("checks.json"), key)
+        there = kept and reuse(run.path("task.json"), key) and reuse(run.path("splits.json"), key)
+        changed = drift(task, run.folder.parent)
         if not there:
             record = {
                 "input_hash": key,
@@ -46,10 +52,18 @@ def intake(task: Task, run: Run) -> None:
             write_json(run.path("task.json"), record)
         for sentence in [*task.said, what_dev_can_tell(task)]:
             run.on_event(Note(sentence))
+        for sentence in changed.sentences() if changed else ():
+            run.on_event(Note(sentence, "warning"))
+        if kept:
+            checks = from_record(kept)
+        else:
+            checks = check_data(task, session, run.on_event).checks
+            write_json(run.path("checks.json"), {"input_hash": key, **checks.record()})
+        tell(checks, run.on_event)
         sizes = ", ".join(f"{name} {len(task.split(name))}" for name in ("train", "dev", "test"))
-        return None, f"{sizes}; output {task.output_type}, metric {task.metric}", bool(there)
+        return checks, f"{sizes}; output {task.output_type}, metric {task.metric}", bool(there)
 
-    run.stage("intake", "Read and check the task", make)
+    return run.stage("intake", "Read and check the task", make)
 
 
 def _source(task: Task) -> Path:

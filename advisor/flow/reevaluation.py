@@ -8,24 +8,28 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from advisor.decision.compare import adjusted, compare
+from advisor.decision.compare import Comparison, adjusted, compare, without
 from advisor.decision.cost import cheapness
 from advisor.decision.outcome import General, Reevaluation
 from advisor.decision.recommend import Recommendation
 from advisor.flow.advice import groups_of
 from advisor.flow.baselines import unchanged_arms
+from advisor.flow.judged import judged_claim, judges
 from advisor.flow.run import EXAMPLES, Run
 from advisor.flow.session import Session
 from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
 from evals.candidate import Candidate
 from evals.errors import AdvisorError
-from evals.evaluate import Scores, evaluate
+from evals.evaluate import evaluate
 from evals.events import Note
 from evals.general.lm_eval import measure
 from evals.general.suites import quick_suite
-from evals.records import content_hash, write_json
+from evals.records import write_json
+from evals.scores import Scores
 from evals.statistics.margin import chance_of_passing, non_inferiority
+from evals.task.findings import Checks
 from evals.task.load import Task
+from evals.task.splits import MIN_ROWS, row_hash
 from trainer.job import TrainedAdapter
 
 SUITE = "quick"
@@ -39,6 +43,7 @@ def reevaluation(
     arms: tuple[Scores, ...],
     recommendation: Recommendation,
     trained: TrainedAdapter | None,
+    checks: Checks,
 ) -> Reevaluation:
     """Write `scores/test/`, `general/` and `reevaluation.json`."""
 
@@ -53,10 +58,15 @@ def reevaluation(
         if fresh:
             looks.add(names)
             run.on_event(Note(f"the locked test is opened for {names[0]} against {names[1]}"))
-        scores = [_on_test(task, run, candidates[name]) for name in names]
+        scores = [_on_test(task, run, session, candidates[name]) for name in names]
         comparisons = adjusted([compare(scores[0], other, groups_of(task, "test")) for other in scores[1:]])
-        general, reused = _general(task, run, session, trained) if trained is not None else (None, True)
-        record = Reevaluation(names[0], comparisons[0], tuple(comparisons[1:]), tuple(scores), general, earlier)
+        general, reused = _general(task, run, session, trained, checks) if trained is not None else (None, True)
+        tainted, clean = _clean_claim(task, scores, checks)
+        claim, judge = judged_claim(task, run.folder, comparisons[0], scores[0], scores[1], groups_of(task, "test"))
+        comparisons[0] = claim
+        record = Reevaluation(
+            names[0], comparisons[0], tuple(comparisons[1:]), tuple(scores), general, earlier, tainted, clean, judge
+        )
         _write(run, record)
         gain = comparisons[0]
         summary = f"{gain.a} {scores[0].mean:.3f} against {gain.b} {scores[1].mean:.3f} on {gain.n} locked test items"
@@ -89,11 +99,22 @@ def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: b
     return [chosen.candidate, rival.candidate]
 
 
-def _on_test(task: Task, run: Run, candidate: Candidate) -> Scores:
-    return evaluate(task, candidate, "test", run.scores, run.on_event)
+def _clean_claim(task: Task, scores: Sequence[Scores], checks: Checks) -> tuple[tuple[str, ...], Comparison | None]:
+    """The test items that the checks call tainted, and the claim once more without them (not where a judge decides)."""
+    tainted = checks.tainted("test")
+    kept = [at for at, example in enumerate(task.test) if example.id not in tainted]
+    if not tainted or len(kept) < MIN_ROWS or judges(task):
+        return tuple(sorted(tainted)), None
+    groups = groups_of(task, "test")
+    names = None if groups is None else [groups[at] for at in kept]
+    return tuple(sorted(tainted)), compare(without(scores[0], tainted), without(scores[1], tainted), names)
 
 
-def _general(task: Task, run: Run, session: Session, trained: TrainedAdapter) -> tuple[General, bool]:
+def _on_test(task: Task, run: Run, session: Session, candidate: Candidate) -> Scores:
+    return evaluate(task, candidate, "test", run.scores, run.on_event, session.metrics)
+
+
+def _general(task: Task, run: Run, session: Session, trained: TrainedAdapter, checks: Checks) -> tuple[General, bool]:
     tasks = quick_suite()
     margin = task.spec.gate.max_forgetting
     n = sum(one.items for one in tasks)
@@ -107,6 +128,12 @@ def _general(task: Task, run: Run, session: Session, trained: TrainedAdapter) ->
     base, base_reused = measure(session.weights, SUITE, tasks, folder, "base", run.on_event)
     engine = session.weights.with_adapter(trained.folder, "tuned")
     tuned, tuned_reused = measure(engine, SUITE, tasks, folder, "tuned", run.on_event)
+    learnt = checks.tainted_general()
+    if learnt:
+        run.on_event(
+            Note(f"{len(learnt)} general items stand in the training rows: they say nothing of forgetting and are left out")
+        )
+        base, tuned = base.without(learnt), tuned.without(learnt)
     forgetting = non_inferiority([one.score for one in tuned.items], [one.score for one in base.items], margin)
     return General(base, tuned, forgetting), base_reused and tuned_reused
 
@@ -118,6 +145,9 @@ def _write(run: Run, record: Reevaluation) -> None:
         "claim": record.claim,
         "others": record.others,
         "earlier_looks": record.earlier_looks,
+        "judge": record.judge,
+        "tainted": record.tainted,
+        "claim_without_tainted": record.claim_without_tainted,
         "test": {one.candidate: one.mean for one in record.test},
         "general": None
         if general is None
@@ -138,21 +168,25 @@ def _write(run: Run, record: Reevaluation) -> None:
 
 
 class Ledger:
-    """Every look at a locked test, kept beside the task (a shipped example's: beside the runs), by the hash of its rows."""
+    """Every look at a locked test, kept beside the task (a shipped example's: beside the runs), by the hashes of its rows.
+
+    A row that was looked at stays looked at when others come or go: a look counts for every test that shares rows with it.
+    """
 
     def __init__(self, task: Task, run: Run) -> None:
-        self.key = content_hash(task.test)[:16]
+        self.rows = [row_hash(example)[:8] for example in task.test]
         self.run = run
         beside_runs = run.folder.parent
         home = task.folder if EXAMPLES not in task.folder.resolve().parents else beside_runs
         self.path = home / "ledger.jsonl" if os.access(home, os.W_OK) else beside_runs / "ledger.jsonl"
 
     def count(self) -> int:
-        """Looks of other runs at the same rows."""
-        return sum(1 for one in self._lines() if one.get("test") == self.key and one.get("run") != self.run.id)
+        """Looks of other runs at rows of this test."""
+        mine = set(self.rows)
+        return sum(1 for one in self._lines() if one.get("run") != self.run.id and mine & set(map(str, _list(one.get("rows")))))
 
     def add(self, names: Sequence[str]) -> None:
-        line = {"at": time.time(), "test": self.key, "run": self.run.id, "candidates": list(names)}
+        line = {"at": time.time(), "run": self.run.id, "candidates": list(names), "rows": self.rows}
         with Path(self.path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -168,3 +202,7 @@ class Ledger:
             except ValueError:
                 continue
         return [one for one in lines if isinstance(one, dict)]
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

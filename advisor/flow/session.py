@@ -7,12 +7,15 @@ from functools import cached_property
 from evals.engines.cache import ResponseCache
 from evals.engines.embed import Embedder
 from evals.engines.endpoint import EndpointEngine
-from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.engines.machine import cache_folder
+from evals.engines.open import open_engine
 from evals.errors import AdvisorError
 from evals.events import OnEvent
+from evals.metrics.metric import Metric
+from evals.scores import task_metrics
 from evals.task.load import Task
+from evals.task.model import ModelSpec
 
 
 class Session:
@@ -22,21 +25,18 @@ class Session:
 
     @cached_property
     def engine(self) -> HfEngine | EndpointEngine:
-        model = self.task.spec.model
-        if model.base_url is not None:
-            return EndpointEngine(
-                model.base_url,
-                model.model_name_or_path,
-                self.on_event,
-                api_key_env=model.api_key_env,
-                max_concurrency=model.max_concurrency,
-                request_timeout=model.request_timeout,
-                context_length=model.context_length,
-                cache=self.responses,
-            )
-        name = self.task.located(model.model_name_or_path)
-        handle = ModelHandle(name, model.dtype, self.on_event, trust_remote_code=model.trust_remote_code)
-        return HfEngine(handle, cache=self.responses)
+        return self.engine_of(self.task.spec.model)
+
+    def engine_of(self, model: ModelSpec) -> HfEngine | EndpointEngine:
+        """The engine of a `model:`; the task's own is opened once, also where it judges."""
+        if model == self.task.spec.model and "engine" in self.__dict__:
+            return self.engine
+        return open_engine(model, self.task.located, self.on_event, self.responses)
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The task's metrics, with what they need."""
+        return task_metrics(self.task, self.on_event, embedder=lambda: self.embedder, engine=self.engine_of)
 
     @cached_property
     def responses(self) -> ResponseCache:

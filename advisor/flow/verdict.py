@@ -22,7 +22,15 @@ def verdict(task: Task, run: Run, recommendation: Recommendation, result: Reeval
             decided = not_applicable(recommendation.action)
         else:
             tuned = next(one for one in result.test if one.candidate == "tuned")
-            decided = decide(task.spec.gate, result.claim, result.general.forgetting, tuned, task.spec.prices)
+            decided = decide(
+                task.spec.gate,
+                result.claim,
+                result.general.forgetting,
+                tuned,
+                task.spec.prices,
+                clean=result.claim_without_tainted,
+                judge=result.judge,
+            )
         write_json(run.path("verdict.json"), asdict(decided))
         return decided, decided.verdict, False
 

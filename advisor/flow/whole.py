@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.flow.advice import advice
@@ -31,22 +32,22 @@ def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict",
         session = Session(task, run.on_event)
         if train:
             session.require_weights()  # now, not after the baselines were paid for
-        intake(task, run)
-        journey = Journey(run.folder, task)
+        checks = intake(task, run, session)
+        journey = Journey(run.folder, task, checks=checks)
         if last >= STAGES.index("baselines"):
             arms = baselines(task, run, session)
-            journey = Journey(run.folder, task, arms)
+            journey = replace(journey, arms=arms)
         if last >= STAGES.index("advice"):
             recommendation = advice(task, run, session, arms)
-            journey = Journey(run.folder, task, arms, recommendation)
+            journey = replace(journey, recommendation=recommendation)
             trained = None
             wanted = recommendation.trains if train is None else train
             if wanted and last >= STAGES.index("training"):
                 trained = training(task, run, session)
-                journey = Journey(run.folder, task, arms, recommendation, trained)
+                journey = replace(journey, trained=trained)
             if last >= STAGES.index("re-evaluation"):
-                result = reevaluation(task, run, session, arms, recommendation, trained)
+                result = reevaluation(task, run, session, arms, recommendation, trained, checks)
                 decided = verdict(task, run, recommendation, result) if last >= STAGES.index("verdict") else None
-                journey = Journey(run.folder, task, arms, recommendation, trained, result, decided)
+                journey = replace(journey, reevaluated=result, verdict=decided)
         write_report(run.folder, build_report(journey))
         return journey

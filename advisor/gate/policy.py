@@ -8,9 +8,10 @@ from typing import Literal
 
 from advisor.decision.compare import Comparison
 from advisor.decision.cost import request_cost
-from evals.evaluate import Scores
+from advisor.decision.outcome import JudgeState
+from evals.scores import Scores
 from evals.statistics.margin import NonInferiority
-from evals.statistics.paired import mean_interval
+from evals.statistics.paired import FEW_ITEMS, mean_interval
 from evals.task.spec import GateSpec, PricesSpec
 
 Answer = Literal["pass", "fail", "inconclusive", "not_applicable"]
@@ -51,8 +52,20 @@ def at_most(rule: str, value: float, low: float, high: float, limit: float, sent
     return RuleVerdict(rule, value, low, high, limit, answer, sentence)
 
 
-def decide(gate: GateSpec, gain: Comparison, forgetting: NonInferiority, tuned: Scores, prices: PricesSpec) -> Verdict:
-    """The verdict on a tuned model: gain on the locked test, pooled loss on general benchmarks, cost of a request."""
+def decide(
+    gate: GateSpec,
+    gain: Comparison,
+    forgetting: NonInferiority,
+    tuned: Scores,
+    prices: PricesSpec,
+    clean: Comparison | None = None,
+    judge: JudgeState | None = None,
+) -> Verdict:
+    """The verdict on a tuned model: gain on the locked test, pooled loss on general benchmarks, cost of a request.
+
+    `clean` is the gain without the test items that leak: the same limit holds for it. `judge`: where a judge's scores decide
+    and people have not calibrated it, nothing passes on its word.
+    """
     rules = [
         at_least(
             "min_gain",
@@ -72,6 +85,14 @@ def decide(gate: GateSpec, gain: Comparison, forgetting: NonInferiority, tuned: 
             f"no greater loss than the margin {forgetting.answer}",
         ),
     ]
+    if clean is not None:
+        sentence = f"the same without the {gain.n - clean.n} test items that stand nearly alike in train or dev, n = {clean.n}"
+        rules.append(at_least("min_gain_untainted", clean.difference, clean.low, clean.high, gate.min_gain, sentence))
+    if judge is not None:
+        answer: Answer = "pass" if judge.calibrated else "inconclusive"
+        rules.append(
+            RuleVerdict("judge_calibrated", judge.labelled, judge.labelled, judge.labelled, FEW_ITEMS, answer, judge.sentence)
+        )
     if gate.max_cost_per_1k is not None:
         rules.append(_cost_rule(gate.max_cost_per_1k, tuned, prices))
     return Verdict(overall(rules), tuple(rules), "the tuned model against the team's policy")

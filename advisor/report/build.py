@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
+from advisor.decision.compare import without
 from advisor.decision.cost import break_even_requests, cost_per_1k
 from advisor.report.journey import Journey
-from evals.evaluate import Scores
 from evals.records import content_hash
+from evals.scores import Scores
 from evals.statistics.paired import mean_interval
+from evals.task.findings import counts
 from evals.task.load import Task
 
 SHOWN_EXAMPLES = 3
@@ -34,11 +37,15 @@ def build_report(journey: Journey) -> dict[str, Any]:
             "test_hash": content_hash(task.test)[:16],
             "seed": task.spec.seed,
         },
+        "data": _data(journey),
         "dev": [_row(one, task, "dev") for one in journey.arms],
         "recommendation": asdict(journey.recommendation) if journey.recommendation else None,
         "training": asdict(journey.trained) if journey.trained else None,
-        "test": [_row(one, task, "test") for one in result.test] if result else [],
+        "test": [_row(one, task, "test", result.tainted) for one in result.test] if result else [],
         "claim": asdict(result.claim) if result else None,
+        "judge": asdict(result.judge) if result and result.judge else None,
+        "tainted": len(result.tainted) if result else 0,
+        "claim_without_tainted": asdict(result.claim_without_tainted) if result and result.claim_without_tainted else None,
         "other_comparisons": [asdict(one) for one in result.others] if result else [],
         "earlier_looks": result.earlier_looks if result else 0,
         "general": _general(journey),
@@ -48,7 +55,16 @@ def build_report(journey: Journey) -> dict[str, Any]:
     }
 
 
-def _row(scores: Scores, task: Task, split: str) -> dict[str, Any]:
+def _data(journey: Journey) -> dict[str, Any] | None:
+    """What the checks of the data found: how many of each kind, and the first of them in words."""
+    checks = journey.checks
+    if checks is None:
+        return None
+    lines = [{"level": level, "sentence": sentence} for level, sentence in checks.sentences()]
+    return {"counts": counts(checks), "lines": lines, "seconds": checks.seconds}
+
+
+def _row(scores: Scores, task: Task, split: str, tainted: Collection[str] = ()) -> dict[str, Any]:
     groups = None
     if any(example.group for example in task.split(split)):
         groups = [example.group or example.id for example in task.split(split)]
@@ -57,6 +73,7 @@ def _row(scores: Scores, task: Task, split: str) -> dict[str, Any]:
         "candidate": scores.candidate,
         "kind": scores.kind,
         "score": scores.mean,
+        "score_without_tainted": without(scores, tainted).mean if 0 < len(tainted) < len(scores.items) else None,
         "low": interval.low,
         "high": interval.high,
         "n": len(scores.items),

@@ -8,7 +8,8 @@ from pathlib import Path
 from advisor.decision.outcome import Reevaluation
 from advisor.decision.recommend import Recommendation
 from advisor.gate.policy import Verdict
-from evals.evaluate import Scores
+from evals.scores import Scores
+from evals.task.findings import Checks
 from evals.task.load import Task
 from trainer.job import TrainedAdapter
 
@@ -24,6 +25,7 @@ class Journey:
     trained: TrainedAdapter | None = None
     reevaluated: Reevaluation | None = None
     verdict: Verdict | None = None
+    checks: Checks | None = None
 
     @property
     def exit_code(self) -> int:

@@ -22,7 +22,7 @@ VERDICTS = {
 
 
 def render(report: dict[str, Any]) -> str:
-    parts = [_head(report), _dev(report), _training(report), _test(report), _general(report), _gate(report)]
+    parts = [_head(report), _data(report), _dev(report), _training(report), _test(report), _general(report), _gate(report)]
     parts += [_money(report), _examples(report), _foot(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -50,6 +50,8 @@ def _head(report: dict[str, Any]) -> str:
         ]
     if verdict:
         lines += [f"**Gate: {VERDICTS[verdict['verdict']]}**", ""]
+    if report["judge"]:
+        lines += [f"**The judge: {report['judge']['sentence']}**", ""]
     if recommendation:
         lines += ["What this evidence cannot tell:", ""]
         lines += [f"- {one}" for one in recommendation["cannot_tell"]]
@@ -63,15 +65,48 @@ def _head(report: dict[str, Any]) -> str:
 def _scores(rows: list[dict[str, Any]], metric: str) -> str:
     others = list(rows[0]["other_metrics"])
     money = any(row["cost_per_1k"]["money"] is not None for row in rows)
-    head = ["candidate", "kind", metric, "95% interval", *others, "tokens in", "tokens out", "seconds per 1,000"]
+    clean = any(row["score_without_tainted"] is not None for row in rows)
+    head = [
+        "candidate",
+        "kind",
+        metric,
+        "95% interval",
+        *(["untainted"] if clean else []),
+        *others,
+        "tokens in",
+        "tokens out",
+        "seconds per 1,000",
+    ]
     body = []
     for row in sorted(rows, key=lambda one: -one["score"]):
         cost = row["cost_per_1k"]
         line = [f"`{row['candidate']}`", row["kind"], f"{row['score']:.3f}", _interval(row["low"], row["high"])]
+        line += [f"{row['score_without_tainted']:.3f}"] if clean else []
         line += [f"{row['other_metrics'][name]:.3f}" for name in others]
         line += [f"{cost['prompt_tokens'] / 1000:.0f}", f"{cost['output_tokens'] / 1000:.0f}", f"{cost['seconds']:.0f}"]
         body.append([*line, "" if cost["money"] is None else f"{cost['money']:.4f}"] if money else line)
     return _table([*head, "money per 1,000"] if money else head, body)
+
+
+def _data(report: dict[str, Any]) -> str:
+    """What stands in the way of trusting the data, before any score."""
+    data = report.get("data")
+    if not data:
+        return ""
+    told = [one for one in data["lines"] if one["level"] != "info"]
+    rest = [one for one in data["lines"] if one["level"] == "info"]
+    if not told and not rest:
+        return "## The data\n\nNo leak between the splits and no doubtful row was found."
+    # Messages quote the data: in a block of code, nothing of it is markup.
+    lines = [f"{one['level']}: {_plain(one['sentence'])}" for one in [*told, *rest]]
+    return f"## The data\n\n{_block(lines)}"
+
+
+def _block(lines: list[str]) -> str:
+    text = "\n".join(lines)
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _dev(report: dict[str, Any]) -> str:
@@ -130,6 +165,15 @@ def _test(report: dict[str, Any]) -> str:
         "Paired, in points of 100 (the first row is the claim; Holm over the rows):\n\n"
         f"{_table(['comparison', 'difference', '95% interval', 'p, adjusted'], rows)}"
     )
+    clean = report["claim_without_tainted"]
+    if report["tainted"]:
+        text += f"\n\n**{report['tainted']} of these items stand nearly alike in train or dev.** "
+        text += (
+            f"Without them (n = {clean['n']}) the claim is {100 * clean['difference']:+.1f} points, "
+            f"95% interval {_points(clean['low'], clean['high'])}."
+            if clean
+            else "Without them too few are left for a claim."
+        )
     if looks:
         text += f"\n\n**These test rows were looked at {looks} time(s) before by other runs: the claim is weaker for it.**"
     return text
@@ -206,9 +250,7 @@ def _examples(report: dict[str, Any]) -> str:
     blocks = []
     for one in report["examples"]:
         text = "\n".join(f"{name + ':':<26} {_plain(str(value))}" for name, value in one.items())
-        longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-        fence = "`" * max(3, longest + 1)
-        blocks.append(f"{fence}text\n{text}\n{fence}")
+        blocks.append(_block([text]))
     return "## Where the two differ\n\n" + "\n\n".join(blocks)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from advisor.report.markdown import ACTIONS, VERDICTS
-from advisor.tui.text import bullet, clean, duration, line, number, points
+from advisor.tui.text import bullet, duration, line, number, points
+from evals.errors import clean
 
 if TYPE_CHECKING:
     from advisor.decision.compare import Comparison

@@ -21,9 +21,9 @@ from textual.widgets.option_list import Option
 from advisor.tui.flow import Flow, examples_folder
 from advisor.tui.report import ReportScreen
 from advisor.tui.run import RunScreen
-from advisor.tui.text import clean, error_text, line
+from advisor.tui.text import error_text, line
 from advisor.tui.work import Work
-from evals.errors import AdvisorError, UsageError
+from evals.errors import AdvisorError, UsageError, clean
 from evals.records import read_json
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Header, Markdown
 
-from advisor.tui.text import clean, line
+from advisor.tui.text import line
+from evals.errors import clean
 
 
 class Report(Markdown):

@@ -12,23 +12,13 @@ from pathlib import Path
 
 from textual.content import Content
 
-from evals.errors import AdvisorError, ProblemsError
+from evals.errors import AdvisorError, ProblemsError, clean
 
-# Control codes as their pictures (␛ for escape); what has none, and what turns the reading direction round, as a box.
-_PICTURES = {code: chr(0x2400 + code) for code in range(32) if code != 10}
-_HIDDEN = [0x7F, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_TABLE: dict[int, str] = {**_PICTURES, 9: "    ", **dict.fromkeys(_HIDDEN, "\N{REPLACEMENT CHARACTER}")}
 SHOWN_PROBLEMS = 40
 
 
-def clean(text: object) -> str:
-    """`text` without anything that a terminal obeys; lines stay lines."""
-    whole = str(text).replace("\r\n", "\n").encode("utf-8", "replace").decode("utf-8")
-    return whole.translate(_TABLE)
-
-
 def line(text: object) -> str:
-    """The same on one line."""
+    """`text` on one line, without anything that a terminal obeys."""
     return " ".join(clean(text).split())
 
 

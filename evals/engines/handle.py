@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 import warnings
 from collections.abc import Sequence
@@ -85,6 +86,13 @@ class ModelHandle:
 
     @cached_property
     def context_length(self) -> int:
+        # Read as it stands first: transformers takes two seconds to import, and a check of data needs no more than this.
+        try:
+            body = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            if (length := int(body.get("text_config", body)["max_position_embeddings"])) > 0:
+                return length
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)

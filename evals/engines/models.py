@@ -98,6 +98,22 @@ def resolve_embeddings(name: str, on_event: OnEvent) -> Path:
         return _keep(folder, f"{name}-{pin.sha256[:12]}", pin.sha256)
 
 
+def is_here(name: str) -> bool:
+    """Whether a model or embedding model can be loaded without fetching or converting anything."""
+    from huggingface_hub import snapshot_download
+
+    pins = {**PINNED_MODELS, **PINNED_EMBEDDINGS}
+    if name in pins:
+        return _cached(f"{name}-{pins[name].sha256[:12]}") is not None
+    if Path(name).expanduser().exists():
+        return True
+    try:
+        snapshot_download(name, allow_patterns=WEIGHT_FILES, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _models() -> Path:
     return cache_folder() / "models"
 

@@ -6,8 +6,8 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ class GeneralScores:
     @property
     def mean(self) -> float:
         return sum(item.score for item in self.items) / len(self.items)
+
+    def without(self, left_out: Collection[str]) -> GeneralScores:
+        return replace(self, items=tuple(one for one in self.items if one.id not in left_out))
 
     def by_task(self) -> dict[str, list[GeneralItem]]:
         tasks: dict[str, list[GeneralItem]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from evals.general.instruction_checks import check
 from evals.records import file_hash, read_jsonl
 
 TASKS = Path(__file__).resolve().parent / "tasks"
+# Where an item's own text stands, by kind of task.
+ASKED = ("question", "prompt", "context", "good", "sentence_good")
 QUICK = ("facts", "arithmetic", "grammar", "common_sense", "instructions")
 
 
@@ -58,3 +61,14 @@ def load_task(name: str, folder: Path = TASKS) -> GeneralTask:
 
 def quick_suite() -> list[GeneralTask]:
     return [load_task(name) for name in QUICK]
+
+
+def item_texts(tasks: Sequence[GeneralTask], folder: Path = TASKS) -> list[tuple[str, Path, int, str]]:
+    """(id, file, line, text) of each item of a suite, for whoever looks for it in a task's data."""
+    found = []
+    for task in tasks:
+        path = folder / f"{task.name}.jsonl"
+        for line, row in enumerate(read_jsonl(path), start=1):
+            text = next(str(row[key]) for key in ASKED if key in row)
+            found.append((str(row["id"]), path, line, text))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from evals.metrics.text import UNSPACED, fold
@@ -25,6 +26,22 @@ def accuracy(output: str, target: str) -> float:
     return float(normalise_label(output) == normalise_label(target))
 
 
+def macro_f1_shares(outputs: Sequence[str], targets: Sequence[str], labels: Sequence[str] = ()) -> list[float]:
+    """What each answer adds to macro-F1: the mean of these values is the macro-F1 of all of them.
+
+    v = N/L * 2/(n + m) for an answer that is right, else 0: N answers, L labels, n targets and m answers of its label. So a
+    single value may be above 1. L counts the labels that occur as a target, and those of `labels` that occur as an answer;
+    an answer that is no label is wrong, but no label of its own.
+    """
+    given, wanted = [normalise_label(one) for one in outputs], [normalise_label(one) for one in targets]
+    counts = Counter(given) + Counter(wanted)
+    known = set(wanted) | ({normalise_label(one) for one in labels} & set(given))
+    return [
+        len(wanted) / len(known) * 2 / counts[target] if output == target else 0.0
+        for output, target in zip(given, wanted, strict=True)
+    ]
+
+
 def first_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that `text` mentions first, as whole words and in any case; the longest where several start there.
 
@@ -42,13 +59,13 @@ def _earliest(text: str, labels: Sequence[str], *, strict_case: bool) -> str | N
         if not plain:
             continue
         flags = re.NOFLAG if strict_case and len(plain) == 1 else re.IGNORECASE
-        match = re.search(_whole_words(plain), text, flags)
+        match = re.search(whole_words(plain), text, flags)
         if match:
             found.append((match.start(), match.start() - match.end(), label))
     return min(found, key=lambda one: one[:2])[2] if found else None
 
 
-def _whole_words(label: str) -> str:
+def whole_words(label: str) -> str:
     """A pattern for the label that does not start or end inside a longer word."""
     body = r"[\s_\-]+".join(re.escape(part) for part in JOINT.split(label))
     before = rf"(?<!{LETTER})" if re.match(LETTER, label) else ""

@@ -37,18 +37,18 @@ def last_number(text: str) -> float | None:
     return _finite(re.sub("[,_'’]", "", found[-1])) if found else None
 
 
-def same_number(one: float, other: float) -> bool:
-    """Equal within a relative tolerance of 1e-6."""
-    return math.isclose(one, other, rel_tol=RELATIVE_TOLERANCE)
+def same_number(one: float, other: float, relative: float = RELATIVE_TOLERANCE, absolute: float = 0.0) -> bool:
+    """Equal within a share of the larger of the two, or within an absolute tolerance: the wider counts."""
+    return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
 
 
-def numeric_match(output: str, target: str) -> float:
-    """1 where the output is the target's number (relative tolerance 1e-6), else 0. Non-numbers compare as text."""
+def numeric_match(output: str, target: str, relative: float = RELATIVE_TOLERANCE, absolute: float = 0.0) -> float:
+    """1 where the output is the target's number within the tolerances of `same_number`, else 0. Non-numbers compare as text."""
     wanted = parse_number(target)
     if wanted is None:
         return exact_match(output, target)
     given = parse_number(output)
-    return float(given is not None and same_number(given, wanted))
+    return float(given is not None and same_number(given, wanted, relative, absolute))
 
 
 def _plain(text: str) -> str:

@@ -26,11 +26,11 @@ class Options(Strict):
 
 
 class Plain(Options):
-    """Metrics without options: of texts, labels and JSON objects."""
+    """Metrics without options. `exact` wants the same string; `exact_match` the same text once normalised, or the same JSON."""
 
     name: Literal[
+        "exact",
         "exact_match",
-        "normalised_exact",
         "containment",
         "token_f1",
         "accuracy",
@@ -81,7 +81,10 @@ class Regex(Options):
 
 
 class Code(Options):
-    """1 where the answer's Python runs with the tests that stand in the target: in a subprocess, with limits."""
+    """1 where the answer's Python runs with the tests that stand in the target: in a subprocess, with limits.
+
+    `timeout` is in seconds of wall time for one answer with its tests.
+    """
 
     name: Literal["code"]
     timeout: float = Field(default=5.0, gt=0, le=120)
@@ -89,7 +92,11 @@ class Code(Options):
 
 
 class Style(Options):
-    """Share of the stated rules that the answer keeps: length in words, phrases, reading level. Brand voice without a judge."""
+    """Share of the stated rules that the answer keeps: length in words, phrases, reading level. Brand voice without a judge.
+
+    Each key is one rule: `banned` is kept where none of its phrases occurs, `required` where all do. `max_grade` is a
+    grade of US schools (Flesch-Kincaid, English).
+    """
 
     name: Literal["style"]
     min_words: int | None = Field(default=None, ge=0)
@@ -98,9 +105,16 @@ class Style(Options):
     required: tuple[str, ...] = ()
     max_grade: float | None = Field(default=None, gt=0)
 
+    @field_validator("banned", "required")
+    @classmethod
+    def _no_blank(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(phrase.strip() for phrase in value):
+            raise ValueError("a phrase cannot be blank")
+        return value
+
     @model_validator(mode="after")
     def _some_rule(self) -> Style:
-        if not (self.model_fields_set - {"name", "called"}):
+        if self.min_words is None and self.max_words is None and self.max_grade is None and not (self.banned or self.required):
             raise ValueError("style needs a rule: min_words, max_words, banned, required or max_grade")
         return self
 
@@ -108,6 +122,7 @@ class Style(Options):
 class Consistency(Options):
     """How often the candidate gives one answer to the paraphrases of a question and to samples of the same question."""
 
+    decides: ClassVar[bool] = False
     name: Literal["consistency"]
     samples: int = Field(default=3, ge=0, le=64)
     temperature: float = Field(default=0.7, gt=0, le=2)
@@ -117,7 +132,8 @@ class Judge(Options):
     """A model's opinion: `pointwise` by a rubric, or `pairwise` against the target in both orders (a flip is a tie).
 
     `labels` is a JSON Lines file of people's scores of answers, which calibrate the judge; without it no gate passes on its
-    word. `model` may be any engine.
+    word. `model` may be any engine. With `reasoning_tokens` it may think in so many tokens and ends with its verdict; without,
+    it says the verdict alone, held to its form.
     """
 
     name: Literal["judge"]
@@ -126,10 +142,14 @@ class Judge(Options):
     mode: Literal["pointwise", "pairwise"] = "pointwise"
     scale: int = Field(default=5, ge=2, le=10)
     labels: str | None = None
+    reasoning_tokens: int = Field(default=0, ge=0, le=8192)
 
 
 class PythonFunction(Options):
-    """A function of the user's, `python:FILE.py:FUNCTION`: (output, target) -> a score in [0, 1]."""
+    """A function of the user's, `python:FILE.py:FUNCTION`: (output, target) -> a score in [0, 1].
+
+    `timeout` is in seconds for one answer; loading the file counts with the first.
+    """
 
     name: Literal["python"]
     file: str = Field(pattern=r"^[^:]+\.py$")
@@ -165,3 +185,9 @@ def metric_options(value: Any) -> Any:
     if name not in NAMES:
         raise ValueError(f"unknown metric {name!r}{did_you_mean(name, NAMES)}; known: {', '.join(NAMES)}")
     return body
+
+
+def plain_options(name: str) -> Options:
+    """A metric by its name, with the options that it has where nothing is said. Raises ValueError where it needs some."""
+    family = next(one for one in FAMILIES if name in get_args(one.model_fields["name"].annotation))
+    return family.model_validate({"name": name})

@@ -12,6 +12,7 @@ from evals.metrics.text import exact_match
 
 MAX_DEPTH = 100  # no answer is nested deeper; a fixed limit gives every machine and call depth the same score
 MAX_STARTS = 1000
+NOTHING: Any = object()  # "no JSON", which None (JSON's null) is not
 START = re.compile(r'\{(?=\s*["}])')  # an object is empty or starts with a key
 
 
@@ -21,7 +22,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
     NaN, Infinity, numbers beyond a float's range and nesting deeper than `MAX_DEPTH` are refused; of duplicate keys the
     last counts.
     """
-    value = _parse(text)
+    value = parse_value(text)
     return value if isinstance(value, dict) else None
 
 
@@ -48,11 +49,11 @@ def json_exact(output: str, target: str) -> float:
 
     A target that is no JSON is compared as normalised text.
     """
-    wanted = _parse(target)
-    if wanted is _NOTHING:
+    wanted = parse_value(target)
+    if wanted is NOTHING:
         return exact_match(output, target)
-    given = _parse(output)
-    return float(given is not _NOTHING and equal(given, wanted))
+    given = parse_value(output)
+    return float(given is not NOTHING and equal(given, wanted))
 
 
 def json_fields(output: str, target: str) -> float:
@@ -97,16 +98,13 @@ def fold_keys(value: Any) -> Any:
     return value
 
 
-_NOTHING = object()  # "no JSON", which None (JSON's null) is not
-
-
-def _parse(text: str) -> Any:
-    """The JSON value that the whole text is, else `_NOTHING`."""
+def parse_value(text: str) -> Any:
+    """The JSON value that the whole text is, by the rules of `parse_object`, else `NOTHING`. Never raises."""
     try:
         value = json.loads(text.strip(), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
-        return _NOTHING
-    return value if _depth_within(value) else _NOTHING
+        return NOTHING
+    return value if _depth_within(value) else NOTHING
 
 
 def _refuse(name: str) -> Any:

@@ -1,27 +1,38 @@
-"""Rows of a file -> Examples. The format is detected and named aloud; every bad row is reported with its line."""
+"""Rows -> Examples. The format is detected and named aloud; every bad row is reported with its line.
+
+One shape for all: turns of a conversation whose last one, the assistant's, is the target (`evals/task/conversation.py`).
+"""
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, field
+import unicodedata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evals.engines.engine import Message
 from evals.errors import Problem
 from evals.records import content_hash
-from evals.task.example import Example
+from evals.task.conversation import RowError, answer, messages_of, parsed_list, sharegpt_turns, text_of, tools_of
+from evals.task.example import Example, calls_as_text
+from evals.task.preferences import implicit_prompt
+from evals.task.read import open_source, raw_rows
 from evals.task.spec import ColumnsSpec, HubDataset
+from evals.task.strict_json import compact
 
-MAX_LINE = 1_000_000
-SURROGATE = re.compile("[\ud800-\udfff]")
-ROLES = ("system", "user", "assistant")
+MAX_PROBLEMS = 1000
+# What a list may be called that a cell of CSV, or a struct of Parquet, holds.
+LISTS = ("messages", "conversations", "tools", "prompt", "completion", "chosen", "rejected", "history")
+TRUTH = {"true": True, "false": False, "1": True, "0": False}
+KINDS = {str: "text", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """An Example, where it stands (`line` counts from 1; of a table it is the row), and the row as it was read."""
+    """An Example, where it stands (`line` counts from 1; of a table it is the row), and the row as it was read.
+
+    `body` holds JSON values: written as a line of JSON Lines it is read as the same Example.
+    """
 
     example: Example
     file: str
@@ -29,122 +40,222 @@ class Row:
     body: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document of the task: `id` is its path below the documents folder."""
+def read_rows(
+    source: str | HubDataset, folder: Path, columns: ColumnsSpec, *, split: str = "train"
+) -> tuple[list[Row], list[Problem], str]:
+    """All rows of a file (its path below `folder`) or dataset, all its problems, and what was detected ("alpaca in CSV").
 
-    id: str
-    text: str
-
-
-class RowError(Exception):
-    """What is wrong with one row: (key, message)."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-        self.message = message
-
-
-def read_rows(source: str | HubDataset, folder: Path, columns: ColumnsSpec) -> tuple[list[Row], list[Problem], str]:
-    """All rows of a JSON Lines file, all its problems, and the name of the detected format."""
-    path = folder / str(source)
-    file = str(path)
+    `split` is the task's (train, dev or test): it chooses the Hub's where the source is no more than a dataset's name.
+    """
+    opened = open_source(source, folder, split)
     rows: list[Row] = []
     problems: list[Problem] = []
-    formats: set[str] = set()
-    try:
-        if not path.is_file():
-            return [], [Problem(file, 0, "", "there is no such file")], ""
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        return [], [Problem(file, 0, "", f"not UTF-8 text (byte {error.start})")], ""
-    except OSError as error:
-        return [], [Problem(file, 0, "", f"cannot be read: {error.strerror}")], ""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    formats: dict[str, None] = {}
+    kinds = AnswerKinds(columns)
+    for raw in raw_rows(opened):
+        if len(problems) >= MAX_PROBLEMS:
+            problems.append(Problem(opened.file, 0, "", f"more than {MAX_PROBLEMS:,} problems: reading stopped here"))
+            break
+        if isinstance(raw, Problem):
+            problems.append(raw)
             continue
         try:
-            body = parse_line(line)
+            body = raw.body
+            if opened.container in {"CSV", "TSV"}:
+                body = from_cells(body, columns)
+            elif opened.typed:
+                body = without_nulls(body)
             detected = detect(body, columns)
-            formats.add(detected)
-            rows.append(Row(to_example(body, detected, columns), file, number))
+            formats.setdefault(detected)
+            kinds.see(body, detected, raw.line)
+            rows.append(Row(to_example(body, detected, columns), opened.file, raw.line, body))
         except RowError as error:
-            problems.append(Problem(file, number, error.key, error.message))
+            problems.append(Problem(opened.file, raw.line, error.key, error.message))
+    problems += [Problem(opened.file, line, key, message) for line, key, message in kinds.differ]
     if len(formats) > 1:
-        problems.append(Problem(file, 0, "", f"rows of different formats in one file: {', '.join(sorted(formats))}"))
+        problems.append(Problem(opened.file, 0, "", f"rows of different formats in one file: {', '.join(sorted(formats))}"))
     if not rows and not problems:
-        problems.append(Problem(file, 0, "", "the file has no rows"))
-    return rows, problems, "/".join(sorted(formats))
+        problems.append(Problem(opened.file, 0, "", "the file has no rows"))
+    name = "/".join(sorted(formats))
+    return rows, problems, name if opened.container == "JSON Lines" or not name else f"{name} in {opened.container}"
 
 
-def parse_line(line: str) -> dict[str, Any]:
-    if len(line) > MAX_LINE:
-        raise RowError("", f"the line is longer than {MAX_LINE:,} characters")
-    try:
-        body = json.loads(line, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise RowError("", f"broken JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise RowError("", "broken JSON: nested too deeply") from error
-    except ValueError as error:
-        raise RowError("", f"broken JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise RowError("", "each line is one JSON object")
-    return body
+class AnswerKinds:
+    """Answers of one file are of one JSON type: a label `1` and a label `"1"` are two labels by mistake."""
 
+    def __init__(self, columns: ColumnsSpec) -> None:
+        self._columns = columns
+        self._first: tuple[str, int] | None = None
+        self.differ: list[tuple[int, str, str]] = []
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    def see(self, body: dict[str, Any], detected: str, line: int) -> None:
+        key = {"input/output": self._columns.output, "alpaca": "output"}.get(detected)
+        kind = KINDS.get(type(body.get(key)), "") if key else ""
+        if not kind or not key or self.differ:
+            return
+        if self._first is None:
+            self._first = kind, line
+        elif kind != self._first[0]:
+            first, at = self._first
+            message = f"the answer is {kind} here and {first} in line {at}: write all answers as one JSON type"
+            self.differ.append((line, key, message))
 
 
 def detect(body: dict[str, Any], columns: ColumnsSpec) -> str:
-    """`messages` or `input/output`; what else there is comes with a later version, so it is refused by name."""
-    if columns.input in body and columns.output in body:
+    """The format of a row by its keys. What `columns:` says comes first; then the format that says most about the row."""
+    named = columns.model_fields_set
+    here = {key for key, value in body.items() if value is not None}
+    asked = {columns.input, columns.output}
+    if named & {"input", "output"} and asked <= set(body):
         return "input/output"
-    if "messages" in body:
+    if "messages" in named and columns.messages in here:
         return "messages"
-    for key in (columns.input, columns.output):
-        if (columns.input in body or columns.output in body) and key not in body:
-            raise RowError(key, "this key is missing")
+    if {"chosen", "rejected"} <= here:
+        return "preference"
+    if columns.messages in here:
+        return "messages"
+    if "conversations" in here:
+        return "sharegpt"
+    if {"prompt", "completion"} <= here:
+        return "kto" if isinstance(body.get("label"), bool) else "prompt/completion"
+    if "instruction" in here and "output" in body and not named & {"input", "output"}:
+        return "alpaca"
+    if asked <= set(body):
+        return "input/output"
+    raise _unknown(body, columns)
+
+
+def _unknown(body: dict[str, Any], columns: ColumnsSpec) -> RowError:
+    """Half of a pair is a missing key; else nothing is known."""
+    pairs = ((columns.input, columns.output), ("chosen", "rejected"), ("prompt", "completion"), ("instruction", "output"))
+    for pair in pairs:
+        for key, other in (pair, pair[::-1]):
+            if key in body and body.get(other) is None:
+                return RowError(other, f"this key is missing (there is {key!r})")
     keys = ", ".join(map(str, list(body)[:8]))
-    raise RowError(
-        "", f"neither {columns.input!r} and {columns.output!r} nor 'messages' is here (keys: {keys}); set `columns:`"
+    return RowError(
+        "",
+        f"neither {columns.input!r} and {columns.output!r} nor {columns.messages!r} nor another known format is here "
+        f"(keys: {keys[:300]}); set `columns:`",
     )
 
 
 def to_example(body: dict[str, Any], detected: str, columns: ColumnsSpec) -> Example:
-    if detected == "messages":
-        messages = _messages(body["messages"])
-        if messages[-1].role != "assistant":
-            raise RowError("messages", "the last message must be the assistant's: it is the target")
-        target = messages[-1].content
-        messages = messages[:-1]
-        if not messages or messages[-1].role != "user":
-            raise RowError("messages", "the message before the last must be the user's: it is the input")
-    else:
-        messages = (Message("user", _text(body, columns.input)),)
-        target = _target(body[columns.output], columns.output)
-    if any(SURROGATE.search(text) for text in [target, *(message.content for message in messages)]):
-        raise RowError("", "half of a surrogate pair (such as \\ud83d) is no text, and no tokeniser takes it")
-    if not messages[-1].content.strip():
-        raise RowError(columns.input if detected != "messages" else "messages", "the input is empty")
-    if not target.strip():
-        raise RowError(columns.output if detected != "messages" else "messages", "the output is empty")
-    gold = body.get(columns.gold_passages) or []
-    if not isinstance(gold, list) or not all(isinstance(one, str) for one in gold):
-        raise RowError(columns.gold_passages, "must be a list of texts")
-    group = body.get(columns.group)
-    given = body.get(columns.id)
-    name = str(given) if given is not None else content_hash([[m.role, m.content] for m in messages] + [target])[:16]
-    return Example(name, messages, target, tuple(gold), None if group is None else str(group))
+    """One row of a detected format as an Example. Raises RowError."""
+    example = READERS[detected](body, columns)
+    if not any(message.role == "user" for message in example.messages):
+        raise RowError(_input_key(detected, columns), "no turn is the user's")
+    if not example.text.strip():
+        raise RowError(_input_key(detected, columns), "the input is empty")
+    if not example.target.strip():
+        raise RowError(_output_key(detected, columns), "the output is empty")
+    example = replace(
+        example,
+        gold_passages=_texts(body, columns.gold_passages),
+        paraphrases=_texts(body, columns.paraphrases),
+        images=_texts(body, columns.images),
+        group=_name(body, columns.group),
+        time=_name(body, columns.time),
+        tools=tools_of(body["tools"]) if body.get("tools") is not None else (),
+    )
+    return replace(example, id=_name(body, columns.id) or _content_name(example))
 
 
-def _text(body: dict[str, Any], key: str) -> str:
-    value = body[key]
-    if not isinstance(value, str):
-        raise RowError(key, f"must be text, not {type(value).__name__}")
-    return value
+def _input_key(detected: str, columns: ColumnsSpec) -> str:
+    names = {"input/output": columns.input, "messages": columns.messages, "sharegpt": "conversations", "alpaca": "instruction"}
+    return names.get(detected, "prompt")
+
+
+def _output_key(detected: str, columns: ColumnsSpec) -> str:
+    names = {"input/output": columns.output, "messages": columns.messages, "sharegpt": "conversations", "alpaca": "output"}
+    return names.get(detected, "chosen" if detected == "preference" else "completion")
+
+
+def _input_output(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    return Example("", (Message("user", text_of(body, columns.input)),), _target(body[columns.output], columns.output))
+
+
+def _messages(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    return _conversation(messages_of(body[columns.messages], columns.messages), columns.messages)
+
+
+def _sharegpt(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    turns = sharegpt_turns(body["conversations"], "conversations")
+    return _conversation(_system(body) + turns, "conversations")
+
+
+def _alpaca(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    """Instruction and input joined by a line end, earlier turns in `history`, as LLaMA-Factory reads them."""
+    turns = list(_system(body))
+    history = parsed_list(body["history"], "history") if body.get("history") is not None else []
+    for at, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+            raise RowError(f"history[{at}]", "must be a pair of texts: what the user said, what the assistant answered")
+        turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+    parts = [text_of(body, key) for key in ("instruction", "input") if _given(body, key)]
+    turns.append(Message("user", "\n".join(parts)))
+    return Example("", tuple(turns), _target(body["output"], "output"))
+
+
+def _prompt_completion(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    turns = _prompt(body["prompt"]) + _answers(body["completion"], "completion")
+    return _conversation(turns, "completion")
+
+
+def _kto(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    return replace(_prompt_completion(body, columns), desirable=body["label"])
+
+
+def _preference(body: dict[str, Any], columns: ColumnsSpec) -> Example:
+    prompt, chosen, rejected = implicit_prompt(body.get("prompt"), body["chosen"], body["rejected"])
+    example = _conversation(_prompt(prompt) + _answers(chosen, "chosen"), "chosen")
+    loser = _conversation(_prompt(prompt) + _answers(rejected, "rejected"), "rejected")
+    if loser.messages != example.messages:
+        raise RowError("rejected", "chosen and rejected answer different conversations")
+    if not loser.target.strip():
+        raise RowError("rejected", "the rejected answer is empty")
+    if loser.target == example.target:
+        raise RowError("rejected", "chosen and rejected are the same")
+    return replace(example, rejected=loser.target)
+
+
+READERS = {
+    "input/output": _input_output,
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt/completion": _prompt_completion,
+    "kto": _kto,
+    "preference": _preference,
+}
+
+
+def _conversation(turns: tuple[Message, ...], key: str) -> Example:
+    """Turns whose last one is the target. A target that is calls alone is their JSON."""
+    before, last = answer(turns, key)
+    target = last.content if last.content.strip() or not last.tool_calls else calls_as_text(last.tool_calls)
+    return Example("", before, target, calls=last.tool_calls)
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("user", value),)
+    return messages_of(value, "prompt")
+
+
+def _answers(value: Any, key: str) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("assistant", value),)
+    return messages_of(value, key)
+
+
+def _system(body: dict[str, Any]) -> tuple[Message, ...]:
+    return (Message("system", text_of(body, "system")),) if _given(body, "system") else ()
+
+
+def _given(body: dict[str, Any], key: str) -> bool:
+    value = body.get(key)
+    return value is not None and value != ""
 
 
 def _target(value: Any, key: str) -> str:
@@ -153,40 +264,63 @@ def _target(value: Any, key: str) -> str:
         return value
     if value is None:
         raise RowError(key, "the output is empty")
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return compact(value)
 
 
-def _messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise RowError("messages", "must be a list of messages")
-    messages = []
-    for index, one in enumerate(value):
-        if not isinstance(one, dict) or not isinstance(one.get("content"), str) or one.get("role") not in ROLES:
-            raise RowError(f"messages[{index}]", f"needs `content` as text and `role` of {', '.join(ROLES)}")
-        messages.append(Message(one["role"], one["content"]))
-    return tuple(messages)
+def _texts(body: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = body.get(key)
+    if value is None:
+        return ()
+    if isinstance(value, str) and value.startswith("["):
+        value = parsed_list(value, key)
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise RowError(key, "must be a list of texts")
+    return tuple(value)
 
 
-def read_documents(folder: Path) -> tuple[list[Document], list[Problem]]:
-    """Markdown and plain text files below `folder`, in order of their paths. Links that lead out of it are refused."""
-    if not folder.is_dir():
-        return [], [Problem(str(folder), 0, "data.documents", "there is no such folder")]
-    documents: list[Document] = []
-    problems: list[Problem] = []
-    root = folder.resolve()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in {".md", ".txt"} or not path.is_file():
-            continue
-        if root not in path.resolve().parents:
-            problems.append(Problem(str(path), 0, "", "a link that leads out of the documents folder"))
-            continue
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(Problem(str(path), 0, "", f"cannot be read as UTF-8 text: {error}"))
-            continue
-        if text.strip():
-            documents.append(Document(path.relative_to(folder).as_posix(), text))
-    if not documents and not problems:
-        problems.append(Problem(str(folder), 0, "data.documents", "no .md or .txt file with text in it"))
-    return documents, problems
+def _name(body: dict[str, Any], key: str) -> str | None:
+    """A name or a moment: text or a number, on one line."""
+    if not _given(body, key):
+        return None
+    value = body[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowError(key, f"must be text or a number, not {KINDS[type(value)]}")
+    text = str(value)
+    if not text.strip() or any(unicodedata.category(sign) in {"Cc", "Zl", "Zp"} for sign in text):
+        raise RowError(key, f"{text[:60]!r} is no name: write it on one line, without control characters")
+    return text
+
+
+def _content_name(example: Example) -> str:
+    """16 hex digits that only what was asked and answered decides."""
+    said: list[Any] = [[message.role, message.content] for message in example.messages]
+    more = [one for one in (example.rejected, example.desirable) if one is not None]
+    return content_hash([*said, example.target, *more])[:16]
+
+
+def from_cells(body: dict[str, Any], columns: ColumnsSpec) -> dict[str, Any]:
+    """Cells of CSV as JSON values: empty ones are left out, lists are parsed, and a KTO label is a truth value.
+
+    A list of texts may be one text as it is; `prompt` and the like are lists of messages where they start with `[{`.
+    """
+    row = {key: cell for key, cell in body.items() if cell != "" or key in {columns.input, columns.output}}
+    for key in (columns.gold_passages, columns.paraphrases, columns.images):
+        if key in row:
+            row[key] = parsed_list(row[key], key) if row[key].startswith("[") else [row[key]]
+    for key in {*LISTS, columns.messages} - {columns.input, columns.output}:
+        if row.get(key, "").lstrip().startswith("[{" if key in LISTS[3:7] else "["):
+            row[key] = parsed_list(row[key], key)
+    if {"prompt", "completion", "label"} <= set(row) and columns.output != "label":
+        row["label"] = TRUTH.get(row["label"].strip().lower(), row["label"])
+    return row
+
+
+def without_nulls(body: dict[str, Any]) -> dict[str, Any]:
+    """Turns and tools of a typed column without the keys that only other rows have (a struct has all keys in all rows)."""
+    return {key: _dropped(value) if key in LISTS or isinstance(value, list) else value for key, value in body.items()}
+
+
+def _dropped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _dropped(inner) for key, inner in value.items() if inner is not None}
+    return [_dropped(inner) for inner in value] if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from evals.errors import AdvisorError, Problem, ProblemsError, did_you_mean
 from evals.metrics.options import MetricOptions, metric_options
+from evals.task.locate import locate
 from evals.task.model import ModelSpec
 from evals.task.strict import Strict
 
@@ -126,7 +128,13 @@ class TaskSpec(Strict):
     @classmethod
     def _the_first_decides(cls, value: tuple[MetricOptions, ...]) -> tuple[MetricOptions, ...]:
         if value and not value[0].decides:
-            raise ValueError(f"{value[0].name} is a figure of a whole split: it can stand beside the first metric, not decide")
+            raise ValueError(
+                f"{value[0].name} says nothing of a single answer being right: it can stand beside the first metric, not decide"
+            )
+        if value and value[0].name == "judge" and any(one.name == "consistency" for one in value):
+            raise ValueError(
+                "consistency compares answers by the first metric, and a judge is too dear for that: put another first"
+            )
         labels = [one.label for one in value]
         for label in labels:
             if labels.count(label) > 1:
@@ -163,17 +171,44 @@ def _duplicates(node: yaml.Node | None, file: str) -> list[Problem]:
     return problems
 
 
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    """The keys that the model at `location` has, for 'did you mean'."""
-    model: Any = TaskSpec
-    for part in location:
-        annotation = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
-        model = getattr(annotation, "annotation", None)
-        if model is not None and not hasattr(model, "model_fields"):
-            model = next((one for one in getattr(model, "__args__", ()) if hasattr(one, "model_fields")), None)
-        if model is None:
-            return []
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _spec_problems(error: ValidationError, file: str, body: Any, lines: dict[tuple[str | int, ...], int]) -> list[Problem]:
+    """Each fault once, by the keys and the line that it has in the file."""
+    problems: list[Problem] = []
+    for one in error.errors():
+        found = locate(one["loc"], TaskSpec, body)
+        if not found.told:
+            continue
+        path = found.path
+        line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 0)
+        if one["type"] == "extra_forbidden":
+            message = f"unknown key{did_you_mean(str(path[-1]), found.keys)}"
+        elif one["type"] == "missing":
+            message = "this key is required"
+        elif found.wanted:
+            message = f"must be {found.wanted}"
+        elif one["type"] == "model_type":
+            message = "must be a mapping of keys"
+        elif one["type"] == "string_type" and isinstance(one["input"], int | float | date):
+            # YAML reads 5, yes and 2026-05-31 as a number, a truth value and a date.
+            message = "must be text: write it in quotes"
+        else:
+            message = one["msg"].removeprefix("Value error, ")
+        problems.append(Problem(file, line, ".".join(map(str, path)), message))
+    return problems
+
+
+def _truth_values(body: Any, read: Any, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], str]]:
+    """Places of truth values that were read as numbers (`target: yes` as 1.0), and of what was read as a truth value."""
+    if isinstance(body, dict) and isinstance(read, dict):
+        return [found for key, one in body.items() for found in _truth_values(one, read.get(key), (*path, key))]
+    if isinstance(read, list | tuple):
+        if not isinstance(body, list | tuple):  # a metric that stands alone
+            return _truth_values(body, read[0], path) if len(read) == 1 else []
+        pairs = enumerate(zip(body, read, strict=False))
+        return [found for at, (one, other) in pairs for found in _truth_values(one, other, (*path, at))]
+    if isinstance(body, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        return [(path, "must be a number, and YAML reads yes, no, on and off as truth values")]
+    return [(path, "must be true or false")] if isinstance(read, bool) and not isinstance(body, bool) else []
 
 
 def read_spec(path: Path) -> TaskSpec:
@@ -203,18 +238,10 @@ def read_spec(path: Path) -> TaskSpec:
     try:
         spec = TaskSpec.model_validate(body)
     except ValidationError as error:
-        for one in error.errors():
-            location = one["loc"]
-            key = ".".join(map(str, location))
-            line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), 0)
-            if one["type"] == "extra_forbidden":
-                message = f"unknown key{did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
-            elif one["type"] == "missing":
-                message = "this key is required"
-            else:
-                message = one["msg"].removeprefix("Value error, ")
-            problems.append(Problem(file, line, key, message))
+        problems += _spec_problems(error, file, body, lines)
         raise ProblemsError(problems) from error
+    for place, message in _truth_values(body, spec.model_dump(by_alias=True)):
+        problems.append(Problem(file, lines.get(place, 0), ".".join(map(str, place)), message))
     if problems:
         raise ProblemsError(problems)
     return spec

@@ -14,7 +14,7 @@ from advisor.decision.compare import compare
 from advisor.decision.cost import break_even_requests, cheapness, cost_per_1k
 from advisor.decision.recommend import Evidence, Recommendation, recommend
 from evals.errors import AdvisorError
-from evals.evaluate import Score, Scores
+from evals.scores import Score, Scores
 from evals.task.spec import PricesSpec
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from advisor.decision.compare import Comparison
 from advisor.gate.policy import decide, not_applicable
-from evals.evaluate import Score, Scores
+from evals.scores import Score, Scores
 from evals.statistics.margin import non_inferiority
 from evals.task.spec import GateSpec, PricesSpec
 

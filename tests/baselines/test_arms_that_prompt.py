@@ -84,14 +84,14 @@ def test_as_many_shots_as_fit_and_no_more(task: Task) -> None:
 
 def test_all_turns_of_a_conversation_take_room(task: Task) -> None:
     history = (Message("user", "x" * 500), Message("assistant", "y" * 500))
-    long = replace(task, train=tuple(replace(one, messages=(*history, *one.messages)) for one in task.train))
+    long = task.with_split("train", [replace(one, messages=(*history, *one.messages)) for one in task.train])
     assert affordable_shots(task, Characters(), 2000, 8) == 8
     assert affordable_shots(long, Characters(), 2000, 8) == 0
 
 
 def test_the_answer_has_room_for_a_quarter_more_than_the_longest_target(task: Task) -> None:
     assert answer_format(task, Characters()).max_new_tokens == 24
-    long = replace(task, train=(replace(task.train[0], target="x" * 100), *task.train[1:]))
+    long = task.with_split("train", (replace(task.train[0], target="x" * 100), *task.train[1:]))
     assert answer_format(long, Characters()).max_new_tokens == 129
 
 
@@ -121,7 +121,7 @@ def test_without_instruction_or_room_there_are_fewer_arms(task: Task, embedder: 
 
 
 def test_settings_follow_the_pool_and_the_seed(task: Task, embedder: Embedder) -> None:
-    other = replace(task, train=task.train[1:])
+    other = task.with_split("train", task.train[1:])
     seeded = replace(task, spec=task.spec.model_copy(update={"seed": 5}))
     keys = [
         {arm.name: str(arm.settings) for arm in prompt_arms(one, Characters(), embedder, 4096)} for one in (task, other, seeded)

@@ -21,7 +21,7 @@ from evals.engines.embed import Embedder
 from evals.engines.engine import Message, Request
 from evals.metrics.text import containment
 from evals.task.example import Example
-from evals.task.formats import Document
+from evals.task.documents import Document
 from evals.task.load import load_task
 
 words = st.sampled_from(["ship", "tide", "rope", "06:40", "harbour", "e.g.", "Kaldvik", "£5", "søndag"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from evals.engines.engine import Engine, Message, Request, Response
 from evals.errors import AdvisorError
 from evals.evaluate import evaluate
 from evals.events import CandidateScored, Event, ignore
+from evals.metrics.options import Consistency, plain_options
+from evals.records import read_jsonl
 from evals.task.example import Example
 from evals.task.load import Task, load_task
 
@@ -28,6 +31,7 @@ class FakeEngine:
         self.name = "fake"
         self.fingerprint = "weights-1"
         self.asked: list[str] = []
+        self.requests: list[Request] = []
         self.stop_after: int | None = None
         self.stop_with: BaseException = KeyboardInterrupt()
         self.skip: set[str] = set()
@@ -37,6 +41,7 @@ class FakeEngine:
         return [len(text.split()) for text in texts]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
+        self.requests = list(requests)
         for number, request in enumerate(reversed(requests)):
             if number == self.stop_after:
                 raise self.stop_with
@@ -95,6 +100,10 @@ def test_what_is_there_is_not_asked_again(task: Task, engine: FakeEngine, tmp_pa
     assert engine.asked == []
 
 
+def by_text(task: Task) -> Task:
+    return replace(task, spec=task.spec.model_copy(update={"metric": (plain_options("exact_match"),)}))
+
+
 def test_changed_settings_weights_rows_or_metrics_are_asked_again(task: Task, engine: FakeEngine, tmp_path: Path) -> None:
     def asked(task: Task, candidate: Asking) -> int:
         engine.asked.clear()
@@ -105,11 +114,11 @@ def test_changed_settings_weights_rows_or_metrics_are_asked_again(task: Task, en
     assert asked(task, Asking(engine, {"shots": 4})) == 8
     engine.fingerprint = "weights-2"
     assert asked(task, Asking(engine, {"shots": 4})) == 8
-    changed = replace(task, dev=(replace(task.dev[0], target="pink"), *task.dev[1:]))
+    changed = task.with_split("dev", (replace(task.dev[0], target="pink"), *task.dev[1:]))
     assert asked(changed, Asking(engine, {"shots": 4})) == 8
-    assert asked(replace(changed, metrics=("exact_match",)), Asking(engine, {"shots": 4})) == 8
+    assert asked(by_text(changed), Asking(engine, {"shots": 4})) == 8
     # And what was asked last is what lies there.
-    assert asked(replace(changed, metrics=("exact_match",)), Asking(engine, {"shots": 4})) == 0
+    assert asked(by_text(changed), Asking(engine, {"shots": 4})) == 0
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 7])
@@ -241,3 +250,35 @@ def test_an_answer_is_cut_to_its_first_line_and_json_is_not() -> None:
     assert AnswerFormat("label", 8).parse(" \n red \nand so on") == "red"
     assert AnswerFormat("json", 8).parse('\n{"a":\n 1}\n') == '{"a":\n 1}'
     assert AnswerFormat("text", 8).parse("") == ""
+
+
+def steady(task: Task, samples: int) -> Task:
+    options = (plain_options("accuracy"), Consistency(name="consistency", samples=samples, temperature=0.5))
+    return replace(task, spec=task.spec.model_copy(update={"metric": options}))
+
+
+def test_consistency_asks_paraphrases_and_samples_and_scores_their_agreement(
+    task: Task, engine: FakeEngine, tmp_path: Path
+) -> None:
+    first, *rest = task.dev
+    # The fake answers with the last word: one wording agrees with the question, the other does not.
+    worded = replace(first, paraphrases=(f"Once more: {first.text}", "Item of another colour, violet."))
+    varied = steady(task.with_split("dev", (worded, *rest)), 0)
+    scores = evaluate(varied, Asking(engine), "dev", tmp_path / "s", ignore)
+    assert sorted(engine.asked) == sorted([*(one.id for one in task.dev), f"{first.id}~p0", f"{first.id}~p1"])
+    # Of the three pairs of answers one agrees. What has no other wording is not measured.
+    assert scores.items[0].metrics["consistency"] == pytest.approx(1 / 3)
+    assert all("consistency" not in one.metrics for one in scores.items[1:])
+    assert scores.average("consistency") == pytest.approx(1 / 3)
+    assert [one["id"] for one in read_jsonl(tmp_path / "s" / "dev" / "asking.jsonl")] == [one.id for one in task.dev]
+    engine.asked.clear()
+    evaluate(steady(varied, 2), Asking(engine), "dev", tmp_path / "s", ignore)
+    assert len(engine.asked) == 8 + 2 + 16
+    assert {one.temperature for one in engine.requests if "~s" in one.id} == {0.5}
+    assert len({one.seed for one in engine.requests if "~s" in one.id}) == 16
+    assert {one.temperature for one in engine.requests if "~s" not in one.id} == {0.0}
+
+
+def test_what_was_never_measured_has_no_average(task: Task, engine: FakeEngine, tmp_path: Path) -> None:
+    scores = evaluate(steady(task, 0), Asking(engine), "dev", tmp_path / "s", ignore)
+    assert math.isnan(scores.average("consistency"))

@@ -29,9 +29,9 @@ from advisor.tui.live import Candidates, Stages
 from advisor.tui.pick import PickScreen
 from advisor.tui.report import ReportScreen
 from advisor.tui.run import RunScreen
-from advisor.tui.text import clean, duration, number
+from advisor.tui.text import duration, number
 from advisor.tui.work import Work
-from evals.errors import AdvisorError, Interrupted, Problem, ProblemsError
+from evals.errors import AdvisorError, Interrupted, Problem, ProblemsError, clean
 from evals.events import (
     CandidateScored,
     Note,

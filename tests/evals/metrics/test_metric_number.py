@@ -75,3 +75,15 @@ def test_relative_tolerance() -> None:
 def test_a_target_that_is_no_number_is_compared_as_text() -> None:
     assert numeric_match("Forty two", "forty two.") == 1.0
     assert numeric_match("42", "forty two") == 0.0
+
+
+def test_tolerances_are_relative_or_absolute_and_the_wider_counts() -> None:
+    assert numeric_match("101", "100", relative=0.01) == 1.0
+    # Of the larger of the two: 0.01 * 101.1 is 1.011, under 1.1.
+    assert numeric_match("101.1", "100", relative=0.01) == 0.0
+    assert numeric_match("100", "101", relative=0.01) == numeric_match("101", "100", relative=0.01)
+    assert numeric_match("0.4", "0", absolute=0.5) == 1.0
+    assert numeric_match("0.4", "0", relative=0.5) == 0.0
+    assert numeric_match("105", "100", relative=0.01, absolute=5) == 1.0
+    assert numeric_match("1.000001", "1", relative=0) == 0.0
+    assert numeric_match("$1,000", "1000.0", relative=0) == 1.0

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.metrics import METRICS, default_metric, score, tolerant_score
+from evals.metrics import METRICS, OTHERS, default_metric, score, tolerant_score
+from evals.metrics.options import NAMES
 
 OUTPUT_TYPES = ["text", "label", "json", "number"]
 # Lone surrogates too: a byte-level tokenizer can end inside a character.
@@ -53,6 +54,33 @@ def test_hostile_text(text: str) -> None:
         assert 0.0 <= score(name, text, '{"a": 1}') <= 1.0
     for output_type in OUTPUT_TYPES:
         assert 0.0 <= tolerant_score(output_type, default_metric(output_type), text, "7", ["7", "8"]) <= 1.0
+
+
+def test_every_metric_of_a_task_file_is_known_here() -> None:
+    assert {*METRICS, *OTHERS} == set(NAMES)
+    assert not set(METRICS) & OTHERS
+
+
+def test_exact_wants_the_same_string() -> None:
+    assert score("exact", " The cat.\n", "The cat.") == 1.0
+    for other in ("the cat.", "The cat", "The  cat.", "The cat․", '{"a": 1}'):
+        assert score("exact", other, "The cat.") == 0.0
+    # The same object and the same number, otherwise written.
+    assert score("exact", '{"a":1}', '{"a": 1}') == score("exact", "1.0", "1") == 0.0
+    # Composed and decomposed é are different strings, but the same text.
+    assert score("exact", "caf\u00e9", "cafe\u0301") == 0.0
+    assert score("exact_match", "caf\u00e9", "cafe\u0301") == 1.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_TEXT)
+def test_what_is_exact_matches_by_every_metric(target: str) -> None:
+    assert {score(name, f" {target}\n", target) for name in METRICS} == {1.0}
+
+
+def test_metrics_without_a_tolerant_reading_leave_the_strict_score() -> None:
+    for name in OTHERS:
+        assert tolerant_score("text", name, "It is Paris", "Paris") == 0.0
 
 
 def test_exact_match_compares_objects_as_json() -> None:

@@ -1,0 +1,129 @@
+"""What a careful data scientist would look at first: leakage, quality, label noise, personal data. Nothing is changed here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from advisor.flow.mask import TrainingMask, training_mask
+from advisor.flow.session import Session
+from evals.engines.hf import HfEngine
+from evals.engines.models import is_here
+from evals.events import Note, OnEvent
+from evals.general.suites import item_texts, quick_suite
+from evals.task.findings import LEVELS, SHOWN, Checks, Finding, Place, Pool
+from evals.task.formats import Row
+from evals.task.label_noise import label_noise
+from evals.task.leaks import Text, leaks, similar
+from evals.task.load import Task
+from evals.task.personal_data import personal_data
+from evals.task.places import shortened
+from evals.task.quality import row_checks
+from evals.task.splits import NAMES
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found, and a few training rows as they would be trained on (None where the tokeniser is not here)."""
+
+    checks: Checks
+    mask: TrainingMask | None
+
+
+def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool = True) -> Checked:
+    """Every check on a task's rows. What needs a model that is not on this machine is left out, aloud.
+
+    `embed`: whether to embed the rows too, for label noise and for likeness in meaning.
+    """
+    mask: TrainingMask | None = None
+    findings: list[Finding] = []
+    not_checked: list[str] = []
+    seconds: dict[str, float] = {}
+    texts = texts_of(task)
+
+    def timed(name: str, found: list[Finding], started: float) -> None:
+        findings.extend(found)
+        seconds[name] = round(time.monotonic() - started, 3)
+
+    started = time.monotonic()
+    timed("leakage", leaks(texts, on_event), started)
+    started = time.monotonic()
+    timed("personal data", personal_data(task.rows), started)
+    started = time.monotonic()
+    engine = _engine_here(task, session)
+    if engine is None:
+        not_checked.append(_why_no_lengths(task))
+    rows = row_checks(
+        task.rows,
+        output_type=task.output_type,
+        labels=task.labels,
+        count_tokens=engine.count_tokens if engine else None,
+        context_length=engine.context_length if engine else None,
+    )
+    timed("rows", rows, started)
+    if engine is not None:
+        started = time.monotonic()
+        mask = training_mask(task, engine)
+        timed("chat template", list(mask.findings), started)
+    name = task.located(task.spec.embeddings.model_name_or_path)
+    if not embed:
+        not_checked.append("label noise and likeness in meaning (they need the rows embedded)")
+    elif not is_here(name):
+        not_checked.append(
+            f"label noise and likeness in meaning: the embedding model {name} is not on this machine yet (`advisor bench` fetches it)"
+        )
+    else:
+        started = time.monotonic()
+        asked = [example.text for split in NAMES for example in task.split(split)] if task.output_type == "label" else []
+        compared = [one.place.text for one in texts if one.place.pool != "documents"]
+        session.embedder.encode([*asked, *compared], "embedding the rows")
+        seconds["embedding"] = round(time.monotonic() - started, 3)
+        started = time.monotonic()
+        timed("likeness in meaning", similar(texts, session.embedder.encode, reported=findings), started)
+        if task.output_type == "label":
+            started = time.monotonic()
+            labelled = [(split, row) for split in NAMES for row in task.rows[split]]
+            vectors = session.embedder.encode([row.example.text for _, row in labelled])
+            pools = [split for split, _ in labelled]
+            timed("label noise", label_noise([row for _, row in labelled], vectors, task.spec.seed, pools), started)
+    findings = [_brief(one) for one in findings]
+    ordered = sorted(findings, key=lambda one: LEVELS.index(one.level))
+    return Checked(Checks(tuple(ordered), tuple(not_checked), seconds), mask)
+
+
+def _engine_here(task: Task, session: Session) -> HfEngine | None:
+    """The engine to count tokens with, where its tokeniser is on this machine."""
+    model = task.spec.model
+    return session.weights if not model.served and is_here(task.located(model.model_name_or_path)) else None
+
+
+def _why_no_lengths(task: Task) -> str:
+    if task.spec.model.served:
+        return "lengths in tokens and what is trained on: the model is served, its tokeniser is not here"
+    name = task.spec.model.model_name_or_path
+    return f"lengths in tokens and what is trained on: {name} is not on this machine yet (`advisor bench` fetches it)"
+
+
+def _brief(finding: Finding) -> Finding:
+    """With texts short enough to read: a record is not a copy of the documents."""
+    places = tuple(replace(one, text=shortened(one.text, SHOWN)) for one in finding.places)
+    return replace(finding, places=places)
+
+
+def texts_of(task: Task) -> list[Text]:
+    """Everything that can leak into something else: the rows' inputs, the documents, and the general benchmarks."""
+    texts = [Text(place_of(row, split), row.example.group) for split in NAMES for row in task.rows[split]]
+    texts += [Text(Place("documents", one.id, one.id, 0, one.text)) for one in task.documents]
+    texts += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts(quick_suite())]
+    return texts
+
+
+def place_of(row: Row, split: str) -> Place:
+    pools: dict[str, Pool] = {"train": "train", "dev": "dev", "test": "test"}
+    text = "\n".join(message.content for message in row.example.messages if message.role != "system")
+    return Place(pools[split], row.example.id, row.file, row.line, text)
+
+
+def tell(checks: Checks, on_event: OnEvent) -> None:
+    for level, sentence in checks.sentences():
+        on_event(Note(sentence, "warning" if level in {"error", "warning"} else "info"))

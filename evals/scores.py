@@ -1,0 +1,149 @@
+"""Answers and their scores: what one candidate said to each example of a split, and how good it was by every metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from evals.candidate import Answer
+from evals.engines.embed import Embedder
+from evals.engines.engine import Engine, Response
+from evals.engines.open import open_engine
+from evals.events import OnEvent
+from evals.metrics import tolerant_score
+from evals.metrics.build import Surroundings, build_metrics
+from evals.metrics.consistency import agreement, variants
+from evals.metrics.metric import Metric
+from evals.metrics.options import Consistency
+from evals.task.example import Example
+from evals.task.load import Task
+from evals.task.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class Score:
+    """One example's result. `metrics` holds the task's other metrics and `tolerant`, the tolerant reading of the first.
+
+    `skipped` is a reason where there is no answer; such an item scores 0 and is counted apart. A metric that an item was
+    not measured by is not among its `metrics`.
+    """
+
+    id: str
+    score: float
+    output: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    skipped: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-example results of one candidate on one split, in the split's order."""
+
+    candidate: str
+    kind: str
+    split: str
+    metric: str
+    items: tuple[Score, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(item.score for item in self.items) / len(self.items)
+
+    def values(self) -> list[float]:
+        return [item.score for item in self.items]
+
+    def average(self, name: str) -> float:
+        """Mean of a secondary metric over the items that it measured (NaN: none), or of `prompt_tokens`, `output_tokens`, `seconds`."""
+        if name in {"prompt_tokens", "output_tokens", "seconds", "score"}:
+            return sum(float(getattr(item, name)) for item in self.items) / len(self.items)
+        measured = [item.metrics[name] for item in self.items if name in item.metrics]
+        return sum(measured) / len(measured) if measured else math.nan
+
+    @property
+    def skipped(self) -> int:
+        return sum(bool(item.skipped) for item in self.items)
+
+
+def task_metrics(
+    task: Task,
+    on_event: OnEvent,
+    *,
+    embedder: Callable[[], Embedder] | None = None,
+    engine: Callable[[ModelSpec], Engine] | None = None,
+) -> tuple[Metric, ...]:
+    """The task's metrics. `embedder` and `engine` are the caller's own, to be shared; else they are opened here when asked."""
+    return build_metrics(
+        task.metric_options,
+        Surroundings(
+            folder=task.folder,
+            output_type=task.output_type,
+            labels=task.labels,
+            schema=task.schema,
+            embedder=embedder or (lambda: Embedder(task.located(task.spec.embeddings.model_name_or_path), on_event)),
+            engine=engine or (lambda model: open_engine(model, task.located, on_event, None)),
+            on_event=on_event,
+            judged=task.spec.model,
+        ),
+    )
+
+
+def answered(example: Example, text: str, response: Response | Answer) -> Score:
+    """An answer not yet scored: `text` as the candidate parsed it; `response` gives seconds, and tokens where a model was asked."""
+    return Score(
+        example.id,
+        0.0,
+        text,
+        getattr(response, "prompt_tokens", 0),
+        getattr(response, "output_tokens", 0),
+        round(response.seconds, 6),
+        response.skipped if isinstance(response, Response) else "",
+    )
+
+
+def scored(task: Task, metrics: Sequence[Metric], examples: Sequence[Example], items: Mapping[str, Score]) -> list[Score]:
+    """The answers of some examples with their scores by every metric, in the examples' order. A skipped item scores 0.
+
+    `items` may hold the answers to variants of the examples too: consistency is measured on them.
+    """
+    pairs = [(example, items[example.id].output) for example in examples]
+    values = {metric.name: metric(pairs) for metric in metrics}
+    steady = _consistency(task, metrics[0], examples, items)
+    found = []
+    for at, (example, output) in enumerate(pairs):
+        item = items[example.id]
+        rest = {name: values[name][at] for name in task.metrics[1:] if name in values} | steady.get(example.id, {})
+        if item.skipped:
+            found.append(replace(item, metrics={**dict.fromkeys(rest, 0.0), "tolerant": 0.0}))
+            continue
+        decides = values[task.metric][at]
+        tolerant = tolerant_score(task.output_type, task.metric_options[0].name, output, example.target, task.labels)
+        found.append(replace(item, score=decides, metrics={**rest, "tolerant": max(decides, tolerant)}))
+    return found
+
+
+def consistency_options(task: Task) -> Consistency | None:
+    return next((one for one in task.metric_options if isinstance(one, Consistency)), None)
+
+
+def _consistency(
+    task: Task, decides: Metric, examples: Sequence[Example], items: Mapping[str, Score]
+) -> dict[str, dict[str, float]]:
+    """The agreement of each example's answers, where it was asked in more ways than one: id -> {name: value}."""
+    options = consistency_options(task)
+    if options is None:
+        return {}
+    others: dict[str, list[str]] = {}
+    for variant in variants(examples, options):
+        answer = items[variant.example.id]
+        if not answer.skipped:
+            others.setdefault(variant.of, []).append(answer.output)
+    by_id = {example.id: example for example in examples}
+
+    def same(of: Example) -> Callable[[str, str], float]:
+        return lambda one, other: decides([(replace(of, target=other), one)])[0]
+
+    return {name: {options.label: agreement(items[name].output, some, same(by_id[name]))} for name, some in others.items()}

@@ -1,0 +1,266 @@
+"""What one pool of texts knows of another: rows of train, dev and test that are one item, questions that a document holds word
+for word, benchmark items among the training rows.
+
+From strict to loose: the same words; a run of 8 words and more (the whole of a short text, half of a long one); a Jaccard index
+of 0.8 over word pairs; a light edit of a text under 20 words; and for a person to judge, a high cosine of embeddings. Numbers,
+signs of arithmetic and negations must agree in all of them, and in short texts no word may be replaced: `wording` says how.
+Texts are compared without what the task repeats in its rows, such as an instruction (`pairs.corpus`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evals.events import OnEvent, ignore
+from evals.task.edits import edited
+from evals.task.findings import Finding, Place
+from evals.task.pairs import Corpus, Pair, corpus, distinct, held_by_documents, near, quoted
+from evals.task.wording import fixed, words
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+
+# The row that a fix takes away, and what it would be a leak of. The test loses nothing, nor do documents and benchmarks.
+CROSSINGS = (("train", "dev"), ("train", "test"), ("dev", "test"), ("train", "general"))
+CHECKS = ("leak.exact", "leak.ngram", "leak.near", "leak.edited")
+HOW = {
+    "leak.exact": "has the same words as",
+    "leak.ngram": "shares a run of {value:.0f} words with",
+    "leak.near": "has nearly the same words (Jaccard {value:.2f}) as",
+    "leak.edited": "is a light edit (ratio {value:.2f}) of",
+}
+NAMES = {"general": "general benchmark item"}
+# Cosine plus what it has over its next neighbours. Measured (`make bench-intake`): about one in a hundred questions to a bank
+# of another intent reaches it.
+STANDS_OUT = 0.96
+LEAST_COSINE = 0.7
+NEIGHBOURS = 3
+MOST_SHOWN = 50
+BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text that can leak, and where it stands (`place.text` is the whole of it).
+
+    `group`: rows of one group are expected to be alike, in one pool. A leak between two rows of one group says so.
+    """
+
+    place: Place
+    group: str | None = None
+
+
+def leaks(texts: Sequence[Text], on_event: OnEvent = ignore) -> list[Finding]:
+    """Rows that stand in two pools, with their words equal, quoted, nearly equal or lightly edited.
+
+    Each row is reported once for each other pool, by the strictest kind and its best partner. Within a pool nothing is a leak.
+    `value` is 1 (exact), words of the shared run, the Jaccard index or the edit ratio. Of documents only what they hold of dev
+    and test questions is looked at: the answers are supposed to be there.
+    """
+    rows = [one for one in texts if one.place.pool != "documents" and one.place.text.strip()]
+    documents = [one for one in texts if one.place.pool == "documents"]
+    found, own = distinct([one.place.text for one in rows])
+    some = corpus(found)
+    holders = _holders(rows, own, len(found))
+    best: dict[tuple[int, str], tuple[int, float, int]] = {}
+    for kind, pair in _crossing_pairs(some, holders, on_event):
+        for loser, other in _crossings(holders, pair):
+            for row in holders[loser[1]][loser[0]]:
+                partner = holders[other[1]][other[0]][0]
+                offer = (kind, -pair.value, partner)
+                key = (row, other[0])
+                best[key] = min(best.get(key, offer), offer)
+    findings = [_finding(rows[row], rows[partner], kind, -value) for (row, _), (kind, value, partner) in sorted(best.items())]
+    return findings + _in_documents(rows, own, holders, some, documents)
+
+
+def _holders(rows: Sequence[Text], own: Sequence[int], count: int) -> list[dict[str, list[int]]]:
+    """For each distinct text, the rows that hold it, by pool."""
+    holders: list[dict[str, list[int]]] = [{} for _ in range(count)]
+    for row, number in enumerate(own):
+        holders[number].setdefault(rows[row].place.pool, []).append(row)
+    return holders
+
+
+def _crossing_pairs(some: Corpus, holders: Sequence[dict[str, list[int]]], on_event: OnEvent) -> Iterator[tuple[int, Pair]]:
+    """(kind, pair) of distinct texts, a text with itself where two pools hold it."""
+    import numpy as np
+
+    pools = ("train", "dev", "test", "general")
+    bits = np.array([sum(1 << pools.index(pool) for pool in one) for one in holders], dtype=np.int64)
+    crossings = [(1 << pools.index(loser), 1 << pools.index(other)) for loser, other in CROSSINGS]
+
+    def allowed(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        ours, theirs = bits[first], bits[second]
+        crossing = np.zeros(len(first), dtype=np.bool_)
+        for loser, other in crossings:
+            crossing |= ((ours & loser > 0) & (theirs & other > 0)) | ((ours & other > 0) & (theirs & loser > 0))
+        return crossing
+
+    for number, one in enumerate(holders):
+        if len(one) > 1:
+            yield 0, Pair(number, number, 1.0)
+    for kind, search in enumerate((quoted, near, edited), start=1):
+        for pair in search(some, allowed, on_event):
+            yield kind, pair
+
+
+def _crossings(holders: Sequence[dict[str, list[int]]], pair: Pair) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+    """((pool, text) that loses, (pool, text) that stays) for every way that a pair crosses from pool to pool."""
+    for loser, other in CROSSINGS:
+        for first, second in {(pair.first, pair.second), (pair.second, pair.first)}:
+            if loser in holders[first] and other in holders[second]:
+                yield (loser, first), (other, second)
+
+
+def _finding(row: Text, other: Text, kind: int, value: float) -> Finding:
+    check = CHECKS[kind]
+    message = f"this {row.place.pool} row {HOW[check].format(value=value)} a {_name(other)}"
+    if row.group is not None and row.group == other.group:
+        message += f"; both are of group {row.group!r}, whose rows belong in one split"
+    return Finding(check, "warning", message, (row.place, other.place), value, drop=True)
+
+
+def _name(text: Text) -> str:
+    return NAMES.get(text.place.pool, f"{text.place.pool} row")
+
+
+def _in_documents(
+    rows: Sequence[Text], own: Sequence[int], holders: Sequence[dict[str, list[int]]], some: Corpus, documents: Sequence[Text]
+) -> list[Finding]:
+    """Dev and test questions that a document holds word for word, each with the document that holds most of it."""
+    asked = [number for number, one in enumerate(holders) if "dev" in one or "test" in one]
+    best: dict[int, tuple[int, int]] = {}
+    for number, document, run in held_by_documents(some, asked, (words(one.place.text) for one in documents)):
+        best[number] = max(best.get(number, (0, 0)), (run, -document))
+    findings = []
+    for row, number in enumerate(own):
+        if number in best and rows[row].place.pool in {"dev", "test"}:
+            run, minus = best[number]
+            place = documents[-minus].place
+            message = f"a document holds {run} words in a row of this {rows[row].place.pool} question"
+            findings.append(Finding("leak.ngram", "review", message, (rows[row].place, place), float(run)))
+    return findings
+
+
+def similar(
+    texts: Sequence[Text], embed: Embed, threshold: float = STANDS_OUT, *, reported: Sequence[Finding] = ()
+) -> list[Finding]:
+    """Rows of two pools that may mean the same, by the cosine of their embeddings (unit vectors): for a person to judge.
+
+    In a narrow domain all rows have a high cosine, so what counts is the cosine plus its margin over the mean of both rows' next
+    neighbours across the two pools (Artetxe and Schwenk 2019, 1811.01136; with a margin of 0 the threshold is one of the
+    cosine). Each row once for each other pool, with its best partner; not the rows that are `reported` (by `leaks`) for that
+    pool, and no two texts whose numbers, signs or negations differ, which embeddings hardly see.
+
+    The MOST_SHOWN that stand out most are shown with their cosine, and a last finding (`info`) says how many more there are.
+    Documents are not embedded.
+    """
+    rows = [one for one in texts if one.place.pool != "documents" and one.place.text.strip()]
+    if not rows:
+        return []
+    import numpy as np
+
+    vectors = embed([one.place.text for one in rows])
+    guards: dict[tuple[str, ...], int] = {}
+    guard = np.array([guards.setdefault(fixed(words(one.place.text)), len(guards)) for one in rows], dtype=np.int64)
+    known = {(one.places[0].pool, one.places[0].id, one.places[1].pool) for one in reported if len(one.places) > 1}
+    found: list[Match] = []
+    for loser, other in CROSSINGS:
+        pools = [
+            np.array([at for at, one in enumerate(rows) if one.place.pool == pool], dtype=np.int64) for pool in (loser, other)
+        ]
+        matches = _standing_out(vectors, guard, pools[0], pools[1], threshold)
+        found += [one for one in matches if (loser, rows[one.row].place.id, other) not in known]
+    found.sort(key=lambda one: (-one.score, one.row, one.partner))
+    findings = [_similar_finding(rows[one.row], rows[one.partner], one.cosine) for one in found[:MOST_SHOWN]]
+    if len(found) > MOST_SHOWN:
+        more = len(found) - MOST_SHOWN
+        message = f"{more} more rows may mean the same as one of another pool; the {MOST_SHOWN} that stand out most are shown"
+        findings.append(Finding("leak.similar", "info", message, value=float(more)))
+    return findings
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row and its best partner by their numbers; `score` is the cosine plus its margin."""
+
+    row: int
+    partner: int
+    cosine: float
+    score: float
+
+
+def _similar_finding(row: Text, partner: Text, cosine: float) -> Finding:
+    message = f"this {row.place.pool} row may mean the same as a {_name(partner)} (cosine {cosine:.2f})"
+    return Finding("leak.similar", "review", message, (row.place, partner.place), cosine)
+
+
+def _standing_out(
+    vectors: NDArray[np.float32], guard: NDArray[np.int64], ours: NDArray[np.int64], theirs: NDArray[np.int64], threshold: float
+) -> list[Match]:
+    """The rows of one pool whose best partner in the other one reaches the threshold, in blocks of rows."""
+    import numpy as np
+
+    found: list[Match] = []
+    if not len(ours) or not len(theirs):
+        return found
+    around = _next_neighbours(vectors[ours], vectors[theirs]), _next_neighbours(vectors[theirs], vectors[ours])
+    for start in range(0, len(ours), BLOCK):
+        block = ours[start : start + BLOCK]
+        cosines = vectors[block] @ vectors[theirs].T
+        scores = 2 * cosines - (around[0][start : start + BLOCK, None] + around[1][None, :]) / 2
+        scores[(guard[block][:, None] != guard[theirs][None, :]) | (cosines < LEAST_COSINE)] = -1.0
+        best = scores.argmax(axis=1)
+        for at in np.flatnonzero(scores.max(axis=1) >= threshold).tolist():
+            partner = int(best[at])
+            cosine = min(1.0, float(cosines[at, partner]))
+            found.append(Match(int(block[at]), int(theirs[partner]), cosine, float(scores[at, partner])))
+    return found
+
+
+def _next_neighbours(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """For each row the mean cosine of its NEIGHBOURS nearest after the nearest (which where there is no other stands for them)."""
+    import numpy as np
+
+    count = min(NEIGHBOURS + 1, len(theirs))
+    means = np.zeros(len(ours), dtype=np.float32)
+    for start in range(0, len(ours), BLOCK):
+        cosines = ours[start : start + BLOCK] @ theirs.T
+        nearest = np.partition(cosines, len(theirs) - count, axis=1)[:, len(theirs) - count :]
+        rest = nearest.sum(axis=1) - nearest.max(axis=1)
+        means[start : start + BLOCK] = rest / (count - 1) if count > 1 else nearest[:, 0]
+    return means
+
+
+def clusters(texts: Sequence[str]) -> list[int]:
+    """The number of each text's cluster of near-duplicates, counted from 0 in the order in which they first appear.
+
+    Clusters are joined from all pairs that `leaks` would report, so that a split that keeps clusters whole leaks nothing. The
+    same partition comes from any order of the texts.
+    """
+    import numpy as np
+
+    found, own = distinct(texts)
+    some = corpus(found)
+    root = list(range(len(found)))
+
+    def find(number: int) -> int:
+        while root[number] != number:
+            root[number] = root[root[number]]
+            number = root[number]
+        return number
+
+    def anything(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.ones(len(first), dtype=np.bool_)
+
+    for search in (quoted, near, edited):
+        for pair in search(some, anything):
+            root[find(pair.first)] = find(pair.second)
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(find(number), len(numbers)) for number in own]

@@ -1,0 +1,66 @@
+"""Parquet as rows. What the file says of its own size is looked at before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evals.task.columns import Budget, batch_rows, readable
+from evals.task.raw import Fault, RawRow
+from evals.task.text_file import MAX_BYTES, MAX_LINES, FileError
+
+ROWS_AT_ONCE = 500
+MAX_CELLS = 20_000_000
+MAX_COLUMNS = 1000
+
+
+def parquet_rows(path: Path) -> Iterator[RawRow | Fault]:
+    """Rows, counted from 1. Raises FileError for a file that is broken or too large, before or while it is read."""
+    import pyarrow as pa
+
+    try:
+        yield from _rows(path)
+    except (pa.ArrowException, OSError, ValueError, MemoryError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FileError(f"not a Parquet file that can be read: {reason}") from error
+
+
+def _rows(path: Path) -> Iterator[RawRow | Fault]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, thrift_string_size_limit=16_000_000, thrift_container_size_limit=200_000) as file:
+        columns = check_parquet(file)
+        leaves = [file.metadata.schema.column(at) for at in range(file.metadata.num_columns)]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    with parquet.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
+        budget = Budget()
+        number = 1
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False):
+            yield from batch_rows(batch, number, budget)
+            number += batch.num_rows
+
+
+def check_parquet(file: Any) -> list[str]:
+    """The columns to read. Raises FileError where rows, cells or decoded bytes are over the limits."""
+    metadata = file.metadata
+    if metadata.num_rows > MAX_LINES:
+        raise FileError(f"{metadata.num_rows:,} rows (at most {MAX_LINES:,}): take a sample")
+    if metadata.num_columns > MAX_COLUMNS:
+        raise FileError(f"{metadata.num_columns:,} columns (at most {MAX_COLUMNS:,})")
+    columns = [field.name for field in file.schema_arrow if readable(field.type)]
+    for name in columns:
+        if columns.count(name) > 1:
+            raise FileError(f"the column {name[:60]!r} stands in the file twice")
+    size = cells = 0
+    for group in range(metadata.num_row_groups):
+        for at in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(at)
+            if chunk.path_in_schema.split(".", maxsplit=1)[0] in columns:
+                size += chunk.total_uncompressed_size
+                cells += chunk.num_values
+    if size > MAX_BYTES:
+        raise FileError(f"decodes to {size // 1024**2:,} MB (at most {MAX_BYTES // 1024**2}): take a sample")
+    if cells > MAX_CELLS:
+        raise FileError(f"{cells:,} values (at most {MAX_CELLS:,}): take a sample")
+    return columns
