@@ -51,8 +51,8 @@ def encode(tokenizer: Any, fmt: PromptFormat, example: Example, max_length: int)
     prompt, whole = _render(tokenizer, turns, example.target)
     if not whole.startswith(prompt):
         raise _not_a_prefix(example, "the chat template writes the prompt differently when an answer follows")
-    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
     ids = _up_to_end_of_turn(tokenizer, ids, len(prompt_ids), whole)
     if ids[: len(prompt_ids)] != prompt_ids or len(ids) <= len(prompt_ids):
         raise _not_a_prefix(example, "a token spans the end of the prompt and the start of the answer")
@@ -116,7 +116,7 @@ def _up_to_end_of_turn(tokenizer: Any, ids: list[int], start: int, whole: str) -
     last = next((at for at in range(len(ids) - 1, start - 1, -1) if ids[at] in ends), None)
     if last is not None:
         return ids[: last + 1]
-    plain: list[int] = tokenizer(whole.rstrip(), add_special_tokens=False)["input_ids"]
+    plain: list[int] = tokenizer(whole.rstrip(), add_special_tokens=False, verbose=False)["input_ids"]
     return [*plain, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else plain
 
 

@@ -128,6 +128,14 @@ def print_journey(journey: Journey) -> None:
     if journey.reevaluated:
         claim, *others = [journey.reevaluated.claim, *journey.reevaluated.others]
         console.print(f"Locked test, the claim: {_difference(claim)} (n = {claim.n})")
+        clean = journey.reevaluated.claim_without_tainted
+        if clean:
+            count = len(journey.reevaluated.tainted)
+            console.print(
+                f"  without {count} items that stand nearly alike in train or dev: {_difference(clean)} (n = {clean.n})"
+            )
+        if journey.reevaluated.judge:
+            console.print(f"  the judge: {escape(journey.reevaluated.judge.sentence)}")
         for other in others:
             console.print(f"  beside it: {_difference(other)}")
         general = journey.reevaluated.general

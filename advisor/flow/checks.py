@@ -18,7 +18,7 @@ from evals.task.leaks import Text, leaks, similar
 from evals.task.load import Task
 from evals.task.personal_data import personal_data
 from evals.task.places import shortened
-from evals.task.quality import row_checks
+from evals.task.quality import repeated_documents, row_checks
 from evals.task.splits import NAMES
 
 
@@ -60,7 +60,7 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
         count_tokens=engine.count_tokens if engine else None,
         context_length=engine.context_length if engine else None,
     )
-    timed("rows", rows, started)
+    timed("rows", [*rows, *repeated_documents(task.documents)], started)
     if engine is not None:
         started = time.monotonic()
         mask = training_mask(task, engine)

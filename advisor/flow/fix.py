@@ -13,9 +13,11 @@ from evals.events import OnEvent
 from evals.records import write_jsonl
 from evals.task.findings import Finding, where
 from evals.task.formats import Row
-from evals.task.load import Intake, read_intake
+from evals.task.load import read_intake
 
 Spot = tuple[str, int]
+# The share of a file's rows that may be left out because they leak.
+MOST_LEFT_OUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,23 @@ def fix(task_file: Path, out: Path, on_event: OnEvent) -> Fixed:
     intake = read_intake(task_file)
     session = Session(intake.task, on_event)
     checks = check_data(intake.task, session, on_event, embed=False).checks
-    unread = [one for one in intake.problems if one.line and (one.file, one.line) not in _spots(intake)]
+    spots = {spot for rows in intake.given.values() for spot in _spots(rows)}
+    unread = [one for one in intake.problems if one.line and (one.file, one.line) not in spots]
     faults = {(one.file, one.line): one for one in intake.problems if one.line}
     drops = {
         (one.places[0].file, one.places[0].line): one for one in checks.findings if one.drop and one.places and _for_good(one)
     }
+    remaining = [one for one in intake.problems if not one.line]
+    for rows in intake.given.values():
+        alike = {spot for spot in _spots(rows) if spot in drops and drops[spot].check.startswith("leak.")}
+        if len(alike) > MOST_LEFT_OUT * len(rows):
+            # So many alike are a property of the task (questions about one passage), not slips: a group is the cure.
+            drops = {spot: one for spot, one in drops.items() if spot not in alike}
+            message = (
+                f"{len(alike)} of {len(rows)} rows are nearly alike in another split, too many to leave out: name a `group:` "
+                "column (or leave dev and test out of `data:`), and whole groups are split"
+            )
+            remaining.append(Problem(rows[0].file, 0, "data", message))
     changes = [
         Change(one.file, one.line, "left out", f"{one.key}: {one.message}" if one.key else one.message) for one in unread
     ]
@@ -71,8 +85,7 @@ def fix(task_file: Path, out: Path, on_event: OnEvent) -> Fixed:
             raise AdvisorError("there is such a file already", where=str(path), do="name another with --fix, or move it away.")
         written[split], kept[split] = path, len(bodies)
         write_jsonl(path, bodies)
-    remaining = tuple(one for one in intake.problems if not one.line)
-    return Fixed(written, kept, tuple(sorted(changes, key=lambda one: (one.file, one.line))), remaining)
+    return Fixed(written, kept, tuple(sorted(changes, key=lambda one: (one.file, one.line))), tuple(remaining))
 
 
 def _for_good(finding: Finding) -> bool:
@@ -80,8 +93,8 @@ def _for_good(finding: Finding) -> bool:
     return finding.check != "duplicate" or finding.places[0].pool == "train"
 
 
-def _spots(intake: Intake) -> set[Spot]:
-    return {(row.file, row.line) for rows in intake.given.values() for row in rows}
+def _spots(rows: Sequence[Row]) -> list[Spot]:
+    return [(row.file, row.line) for row in rows]
 
 
 def _cleaned(

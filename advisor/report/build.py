@@ -38,7 +38,7 @@ def build_report(journey: Journey) -> dict[str, Any]:
             "seed": task.spec.seed,
         },
         "data": _data(journey),
-        "dev": [_row(one, task, "dev") for one in journey.arms],
+        "dev": [_row(one, task, "dev", journey.checks.tainted("dev") if journey.checks else ()) for one in journey.arms],
         "recommendation": asdict(journey.recommendation) if journey.recommendation else None,
         "training": asdict(journey.trained) if journey.trained else None,
         "test": [_row(one, task, "test", result.tainted) for one in result.test] if result else [],

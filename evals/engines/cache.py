@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,8 +59,8 @@ def request_key(fingerprint: str, request: Request) -> str | None:
     if request.temperature > 0 and request.seed is None:
         return None
     settings = {name: getattr(request, name) for name in REQUEST_FIELDS}
-    # `vars` for the messages and the constraint; a text may hold lone surrogates, which JSON's escapes would merge.
-    text = json.dumps([fingerprint, settings], ensure_ascii=False, default=vars)
+    # `asdict` for the messages and the constraint; a text may hold lone surrogates, which JSON's escapes would merge.
+    text = json.dumps([fingerprint, settings], ensure_ascii=False, default=asdict)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

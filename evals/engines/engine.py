@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A function that the assistant asks for. `arguments` is the JSON text of an object; `id` is empty where none was given."""
 
@@ -17,7 +17,7 @@ class ToolCall:
     id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `role` is system, user, assistant or tool; a tool's turn answers the call `tool_call_id` of the tool `name`."""
 

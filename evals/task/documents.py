@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.errors import Problem
-from evals.records import content_hash
 from evals.task.apart import Apart
 from evals.task.read import Source, open_source, raw_rows
 from evals.task.text_file import FileError, first_bytes, no_text, opened
@@ -37,7 +36,7 @@ class Document:
 def read_documents(path: Path) -> tuple[list[Document], list[Problem]]:
     """All documents in order of their paths (or rows), and all problems. Files of other kinds and empty ones are passed over.
 
-    Links that lead out of the folder or in a circle, pipes, unreadable, too large and repeated documents are problems.
+    Links that lead out of the folder or in a circle, pipes, unreadable and too large documents are problems.
     """
     reading = Reading()
     try:
@@ -63,7 +62,6 @@ class Reading:
     def __init__(self) -> None:
         self.documents: list[Document] = []
         self.problems: list[Problem] = []
-        self._seen: dict[str, str] = {}
         self._held = 0
 
     def problem(self, file: str, line: int, key: str, message: str) -> None:
@@ -71,16 +69,12 @@ class Reading:
         if len(self.problems) >= MAX_PROBLEMS:
             raise FileError(f"more than {MAX_PROBLEMS:,} problems: reading stopped here")
 
-    def document(self, one: Document, file: str, line: int) -> None:
-        """Keep it, unless its text stands in another one already."""
+    def document(self, one: Document) -> None:
+        """Keep it. A text that stands in two documents is no fault of the file: the checks say so."""
         self._held += len(one.text)
         if self._held > MAX_TEXT:
             raise FileError(f"the documents hold more than {MAX_TEXT // 1024**2} million characters: leave some out")
-        first = self._seen.setdefault(content_hash(one.text), one.id)
-        if first != one.id:
-            self.problem(file, line, "", f"the same text as {first[:200]!r}: leave one of them out")
-        else:
-            self.documents.append(one)
+        self.documents.append(one)
 
 
 def _read_folder(folder: Path, reading: Reading) -> None:
@@ -94,7 +88,7 @@ def _read_folder(folder: Path, reading: Reading) -> None:
                 continue
             if text.strip():
                 name = path.relative_to(folder).as_posix()
-                reading.document(Document(name.encode("utf-8", "replace").decode(), text), str(path), 0)
+                reading.document(Document(name.encode("utf-8", "replace").decode(), text))
 
 
 def _files(folder: Path, reading: Reading) -> Iterator[Path]:
@@ -163,4 +157,4 @@ def _read_rows(path: Path, reading: Reading) -> None:
             reading.problem(source.file, row.line, "id", f"{str(name)[:60]!r} stands at line {ids[str(name)]} too")
         else:
             ids[str(name)] = row.line
-            reading.document(Document(str(name), text), source.file, row.line)
+            reading.document(Document(str(name), text))

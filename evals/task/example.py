@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from evals.engines.engine import Message, ToolCall
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """`messages` in (ending with the user's or a tool's), `target` out.
 

@@ -27,7 +27,7 @@ TRUTH = {"true": True, "false": False, "1": True, "0": False}
 KINDS = {str: "text", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """An Example, where it stands (`line` counts from 1; of a table it is the row), and the row as it was read.
 

@@ -58,7 +58,8 @@ class Text:
 def leaks(texts: Sequence[Text], on_event: OnEvent = ignore) -> list[Finding]:
     """Rows that stand in two pools, with their words equal, quoted, nearly equal or lightly edited.
 
-    Each row is reported once for each other pool, by the strictest kind and its best partner. Within a pool nothing is a leak.
+    Each row of either side is told once for each other pool, by the strictest kind and with its best partner; a pair that is the
+    best of both is one finding. Within a pool nothing is a leak.
     `value` is 1 (exact), words of the shared run, the Jaccard index or the edit ratio. Of documents only what they hold of dev
     and test questions is looked at: the answers are supposed to be there.
     """
@@ -67,15 +68,17 @@ def leaks(texts: Sequence[Text], on_event: OnEvent = ignore) -> list[Finding]:
     found, own = distinct([one.place.text for one in rows])
     some = corpus(found)
     holders = _holders(rows, own, len(found))
-    best: dict[tuple[int, str], tuple[int, float, int]] = {}
+    # By row and the other pool: the strictest kind, the highest value, the first pair (the row that loses, the one that stays).
+    best: dict[tuple[int, str], tuple[int, float, int, int]] = {}
     for kind, pair in _crossing_pairs(some, holders, on_event):
         for loser, other in _crossings(holders, pair):
-            for row in holders[loser[1]][loser[0]]:
-                partner = holders[other[1]][other[0]][0]
-                offer = (kind, -pair.value, partner)
-                key = (row, other[0])
-                best[key] = min(best.get(key, offer), offer)
-    findings = [_finding(rows[row], rows[partner], kind, -value) for (row, _), (kind, value, partner) in sorted(best.items())]
+            losing, staying = holders[loser[1]][loser[0]], holders[other[1]][other[0]]
+            offers = [(row, other[0], (kind, -pair.value, row, staying[0])) for row in losing]
+            offers += [(row, loser[0], (kind, -pair.value, losing[0], row)) for row in staying]
+            for row, pool, offer in offers:
+                best[row, pool] = min(best.get((row, pool), offer), offer)
+    told = sorted({(row, partner, kind, value) for kind, value, row, partner in best.values()})
+    findings = [_finding(rows[row], rows[partner], kind, -value) for row, partner, kind, value in told]
     return findings + _in_documents(rows, own, holders, some, documents)
 
 

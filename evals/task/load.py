@@ -21,7 +21,7 @@ from evals.records import content_hash
 from evals.task.documents import Document, read_documents
 from evals.task.example import Example
 from evals.task.formats import Row, read_rows
-from evals.task.spec import OutputType, TaskSpec, read_spec
+from evals.task.spec import HubDataset, OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, named_groups, split_problems, time_problems
 
 MAX_LABELS = 100
@@ -156,14 +156,13 @@ def read_intake(path: Path) -> Intake:
         problems += found
         whole[name] = tuple(rows)
         if detected:
-            called = source if isinstance(source, str) else source.dataset_name
-            said.append(f"{name}: {len(rows)} rows of {called}, format {detected}")
+            said.append(f"{name}: {len(rows)} rows of {_called(source)}, format {detected}")
         given[name] = _wanted(rows, name, liked_or_not, said)
     if spec.data.preferences is not None:
         rows, found, detected = read_rows(spec.data.preferences, folder, spec.columns, split="train")
         problems += [*found, *_no_preference(rows)]
         liked_or_not += [row.example for row in rows]
-        said.append(f"preferences: {len(rows)} rows of {spec.data.preferences}, format {detected}")
+        said.append(f"preferences: {len(rows)} rows of {_called(spec.data.preferences)}, format {detected}")
     documents: list[Document] = []
     if spec.data.documents:
         documents, found = read_documents(folder / spec.data.documents)
@@ -211,6 +210,10 @@ def read_intake(path: Path) -> Intake:
         tuple(said),
     )
     return Intake(task, tuple(problems), whole)
+
+
+def _called(source: str | HubDataset) -> str:
+    return source if isinstance(source, str) else source.dataset_name
 
 
 def _wanted(rows: list[Row], name: str, liked_or_not: list[Example], said: list[str]) -> list[Row]:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 
 from evals.metrics.text import fold
 from evals.task.consistency import class_balance, repeated_inputs
+from evals.task.documents import Document
 from evals.task.example import Example, calls_as_text
-from evals.task.findings import Finding, Level
+from evals.task.findings import Finding, Level, Place
 from evals.task.formats import Row
 from evals.task.places import SHOWN_ROWS, Splits, every_row, place, shortened
 from evals.task.spec import OutputType
@@ -80,6 +81,18 @@ def row_checks(
     found += repeated_inputs(splits, output_type)
     if output_type == "label":
         found += class_balance(splits, labels)
+    return found
+
+
+def repeated_documents(documents: Sequence[Document]) -> list[Finding]:
+    """Documents whose text stands in an earlier one too: each shows up in retrieval twice."""
+    first: dict[str, str] = {}
+    found = []
+    for one in documents:
+        earlier = first.setdefault(one.text, one.id)
+        if earlier != one.id:
+            places = tuple(Place("documents", name, name, 0, shortened(one.text)) for name in (one.id, earlier))
+            found.append(Finding("duplicate", "review", "this document has the same text as another one", places))
     return found
 
 

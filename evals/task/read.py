@@ -16,7 +16,7 @@ from evals.task.spec import HubDataset
 from evals.task.strict_json import JsonError, measure, parse
 from evals.task.text_file import MAX_LINE, FileError, first_bytes, lines, no_text, opened
 
-MAX_ROWS = 2_000_000
+MAX_ROWS = 1_000_000
 # Lists, objects, texts and numbers of one file: each takes some 60 bytes of memory beside its own length.
 MAX_VALUES = 10_000_000
 LINES_SUFFIXES = {".jsonl", ".ndjson"}

@@ -140,6 +140,17 @@ def test_a_fix_of_dev_is_written_beside(folder: Path) -> None:
     assert fixed.kept == {"train": 40, "dev": 17}, "what repeats in dev stays"
 
 
+def test_where_rows_share_their_passages_a_fix_leaves_them_in_and_asks_for_a_group(make_task: Make, tmp_path: Path) -> None:
+    passages = [" ".join(row["input"] for row in rows(4, 4 * n)) for n in range(10)]
+    asked = [
+        {"id": f"q{n}", "input": f"{passages[n % 10]} Which one is the {THINGS[n % 12]}?", "output": COLOURS[n % 4]} for n in range(60)
+    ]
+    folder = make_task(tmp_path / "t", rows={"train": asked[:40], "dev": asked[40:50], "test": asked[50:]})
+    fixed = fix(folder, folder / "clean.jsonl", ignore)
+    assert fixed.kept["train"] == 40
+    assert any("name a `group:` column" in one.message for one in fixed.remaining)
+
+
 def test_an_edit_of_the_data_is_noticed_and_says_what_it_does_to_the_old_run(folder: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first = go(read_task(str(folder)), runs, ignore, until="intake").folder

@@ -17,6 +17,7 @@ from evals.task import documents as limits
 from evals.task.apart import Apart
 from evals.task.documents import read_documents
 from evals.task.html_text import html_text
+from evals.task.quality import repeated_documents
 from evals.task.text_file import FileError
 
 PAGE = """<!DOCTYPE html><html><head><title>T</title><style>p {color: red}</style></head><body>
@@ -127,18 +128,18 @@ def test_rows_of_documents(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("\n".join(bad))
     documents, problems = read_documents(path)
-    assert len(documents) == 2
-    assert [(one.line, one.key) for one in problems] == [(3, "id"), (4, "id"), (5, "text"), (6, "text"), (7, ""), (8, "")]
+    assert len(documents) == 3
+    assert [(one.line, one.key) for one in problems] == [(3, "id"), (4, "id"), (5, "text"), (6, "text"), (7, "")]
     assert "stands at line 1 too" in problems[0].message
-    assert "the same text as 'a'" in problems[-1].message
 
 
-def test_repeated_documents_are_told_with_the_first(tmp_path: Path) -> None:
+def test_repeated_documents_are_kept_and_told_by_the_checks(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, a__md="same", b__md="same", c__md="other")
-    documents, (problem,) = read_documents(folder)
-    assert [one.id for one in documents] == ["a.md", "c.md"]
-    assert Path(problem.file).name == "b.md"
-    assert "the same text as 'a.md'" in problem.message
+    documents, problems = read_documents(folder)
+    assert ([one.id for one in documents], problems) == (["a.md", "b.md", "c.md"], [])
+    (finding,) = repeated_documents(documents)
+    assert (finding.check, finding.level, finding.drop) == ("duplicate", "review", False)
+    assert [one.id for one in finding.places] == ["b.md", "a.md"]
 
 
 @pytest.mark.timeout(20)
@@ -153,9 +154,9 @@ def test_what_leads_elsewhere_or_cannot_be_read_is_one_problem_each(tmp_path: Pa
     os.mkfifo(folder / "pipe.md")
     (folder / "es\x1bc\n.txt").write_bytes(b"\xff")
     documents, problems = read_documents(folder)
-    assert [one.id for one in documents] == ["good.md"]
+    assert [one.id for one in documents] == ["good.md", "link.md"]
     said = {Path(one.file).name: one for one in problems}
-    assert len(said) == len(problems) == 10
+    assert len(said) == len(problems) == 9
     for name, says in {
         "nul.txt": "NUL",
         "latin.txt": "byte 5",
@@ -164,7 +165,6 @@ def test_what_leads_elsewhere_or_cannot_be_read_is_one_problem_each(tmp_path: Pa
         "loop.txt": "in a circle",
         "gone.txt": "leads nowhere",
         "circle": "a link to a folder",
-        "link.md": "the same text as 'good.md'",
         "pipe.md": "no regular file",
         "es\x1bc\n.txt": "not UTF-8",
     }.items():

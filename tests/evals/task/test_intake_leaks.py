@@ -129,7 +129,7 @@ def test_the_lesser_row_loses_and_both_are_shown() -> None:
     assert leaks(texts)[0].places[0].text == "Where is my new card?"
 
 
-def test_a_row_is_reported_once_for_a_pool_by_the_strictest_kind_and_its_best_partner() -> None:
+def test_each_row_of_both_sides_is_told_once_for_a_pool_by_the_strictest_kind_and_with_its_best_partner() -> None:
     train = rows("train", "How do I pay the bill of my brother")
     test = rows(
         "test",
@@ -137,8 +137,14 @@ def test_a_row_is_reported_once_for_a_pool_by_the_strictest_kind_and_its_best_pa
         "How do I pay the bills of my brother",
         "how do I pay the bill of my brother!",
     )
-    assert [(one.check, one.places[1].id) for one in leaks([*train, *test])] == [("leak.exact", "test2")]
-    assert [(one.check, one.places[1].id) for one in leaks([*train, *test[:2]])] == [("leak.edited", "test1")]
+    # Each of the three test rows has been seen, though one training row is behind them all.
+    found = [(one.check, one.places[0].id, one.places[1].id) for one in leaks([*train, *test])]
+    assert found == [("leak.edited", "train0", "test0"), ("leak.edited", "train0", "test1"), ("leak.exact", "train0", "test2")]
+    two = rows("train", "How do I pay the bill of my brother", "How do I pay the bills of my brother")
+    found = [(one.check, one.places[0].id, one.places[1].id) for one in leaks([*two, test[2]])]
+    assert found == [("leak.exact", "train0", "test2"), ("leak.edited", "train1", "test2")]
+    found = [(one.check, one.places[1].id) for one in leaks([*train, *test[:2]])]
+    assert found == [("leak.edited", "test0"), ("leak.edited", "test1")]
 
 
 def test_rows_of_one_pool_leak_nothing_and_rows_of_one_group_are_named() -> None:
