@@ -19,7 +19,7 @@ from advisor.flow.run import EXAMPLES
 from advisor.flow.session import Session
 from evals.errors import clean
 from evals.records import jsonable
-from evals.task.findings import Checks, Finding, counts, shown
+from evals.task.checks.findings import Checks, Finding, counts, shown
 from evals.task.load import find_task
 
 EACH = 3

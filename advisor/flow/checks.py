@@ -11,14 +11,14 @@ from evals.engines.hf import HfEngine
 from evals.engines.models import is_here
 from evals.events import Note, OnEvent
 from evals.general.suites import item_texts, quick_suite
-from evals.task.findings import LEVELS, SHOWN, Checks, Finding, Place, Pool
-from evals.task.formats import Row
-from evals.task.label_noise import label_noise
-from evals.task.leaks import Text, leaks, similar
+from evals.task.checks.findings import LEVELS, SHOWN, Checks, Finding, Place, Pool
+from evals.task.checks.label_noise import label_noise
+from evals.task.checks.leaks import Text, leaks, similar
+from evals.task.checks.personal_data import personal_data
+from evals.task.checks.places import shortened
+from evals.task.checks.quality import repeated_documents, row_checks
 from evals.task.load import Task
-from evals.task.personal_data import personal_data
-from evals.task.places import shortened
-from evals.task.quality import repeated_documents, row_checks
+from evals.task.reading.formats import Row
 from evals.task.splits import NAMES
 
 

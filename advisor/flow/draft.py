@@ -19,8 +19,8 @@ from evals.metrics import default_metric
 from evals.metrics.options import NAMES, metric_options, plain_options
 from evals.metrics.structured import parse_object
 from evals.task.example import Example
-from evals.task.formats import Row, read_rows
 from evals.task.guess import LOOKED_AT, Column, Output, guess_output, words
+from evals.task.reading.formats import Row, read_rows
 from evals.task.spec import ColumnsSpec
 from evals.task.splits import moment
 

@@ -11,9 +11,9 @@ from advisor.flow.session import Session
 from evals.errors import AdvisorError, Problem
 from evals.events import OnEvent
 from evals.records import write_jsonl
-from evals.task.findings import Finding, where
-from evals.task.formats import Row
+from evals.task.checks.findings import Finding, where
 from evals.task.load import read_intake
+from evals.task.reading.formats import Row
 
 Spot = tuple[str, int]
 # The share of a file's rows that may be left out because they leak.

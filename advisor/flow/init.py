@@ -11,9 +11,9 @@ from advisor.flow.sources import TASK_FILE, Sources, first_rows, free
 from advisor.flow.task_yaml import SCHEMA_FILE, Draft, in_comment, task_text
 from evals.errors import AdvisorError, Problem, ProblemsError, UsageError, did_you_mean
 from evals.records import write_text
-from evals.task.formats import read_rows
 from evals.task.guess import LOOKED_AT, Column, Guess, columns_of, guess_columns
 from evals.task.load import load_task
+from evals.task.reading.formats import read_rows
 from evals.task.schema import TITLE
 from evals.task.spec import ColumnsSpec
 

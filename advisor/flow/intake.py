@@ -11,7 +11,7 @@ from advisor.flow.session import Session
 from evals.events import Note
 from evals.records import write_json
 from evals.statistics.power import minimum_detectable_effect
-from evals.task.findings import Checks, from_record
+from evals.task.checks.findings import Checks, from_record
 from evals.task.load import Task, find_task, load_task
 from evals.task.splits import freeze
 

@@ -16,11 +16,11 @@ from evals.candidate import PromptFormat
 from evals.engines.engine import Message, ToolCall
 from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError
+from evals.task.checks.findings import Finding
+from evals.task.checks.places import place
 from evals.task.example import Example
-from evals.task.findings import Finding
-from evals.task.formats import Row
 from evals.task.load import Task
-from evals.task.places import place
+from evals.task.reading.formats import Row
 from trainer.data import IGNORED, encode, load_tokenizer
 
 SHOWN = 3

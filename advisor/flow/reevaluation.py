@@ -27,7 +27,7 @@ from evals.general.suites import quick_suite
 from evals.records import write_json
 from evals.scores import Scores
 from evals.statistics.margin import chance_of_passing, non_inferiority
-from evals.task.findings import Checks
+from evals.task.checks.findings import Checks
 from evals.task.load import Task
 from evals.task.splits import MIN_ROWS, row_hash
 from trainer.job import TrainedAdapter

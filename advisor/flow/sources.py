@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import AdvisorError, Problem, ProblemsError
-from evals.task.raw import RawRow
-from evals.task.read import DATA_SUFFIXES, HUB_NAME, HUB_SPLITS, open_source, raw_rows
+from evals.task.reading.raw import RawRow
+from evals.task.reading.read import DATA_SUFFIXES, HUB_NAME, HUB_SPLITS, open_source, raw_rows
 from evals.task.spec import HubDataset
 
 TASK_FILE = "task.yaml"

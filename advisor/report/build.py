@@ -12,7 +12,7 @@ from advisor.report.journey import Journey
 from evals.records import content_hash
 from evals.scores import Scores
 from evals.statistics.paired import mean_interval
-from evals.task.findings import counts
+from evals.task.checks.findings import counts
 from evals.task.load import Task
 
 SHOWN_EXAMPLES = 3

@@ -9,7 +9,7 @@ from advisor.decision.outcome import Reevaluation
 from advisor.decision.recommend import Recommendation
 from advisor.gate.policy import Verdict
 from evals.scores import Scores
-from evals.task.findings import Checks
+from evals.task.checks.findings import Checks
 from evals.task.load import Task
 from trainer.job import TrainedAdapter
 

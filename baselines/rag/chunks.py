@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.task.documents import Document
+from evals.task.reading.documents import Document
 
 CHUNK_WORDS = 60
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(\[A-Z0-9ÄÖÅÆØÉ])")

@@ -111,7 +111,9 @@ class HfEngine:
         return self._tokens([self.prompt_text(messages)])[0]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        found: list[list[int]] = self.handle.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        found: list[list[int]] = (
+            self.handle.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        )
         return found
 
     def prompt_text(self, messages: Sequence[Message]) -> str:

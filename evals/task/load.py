@@ -18,9 +18,9 @@ from evals.metrics.number import parse_number
 from evals.metrics.options import Options, plain_options
 from evals.metrics.structured import parse_object
 from evals.records import content_hash
-from evals.task.documents import Document, read_documents
 from evals.task.example import Example
-from evals.task.formats import Row, read_rows
+from evals.task.reading.documents import Document, read_documents
+from evals.task.reading.formats import Row, read_rows
 from evals.task.spec import HubDataset, OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, named_groups, split_problems, time_problems
 

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 
 from evals.errors import Problem
 from evals.records import content_hash
+from evals.task.checks.wording import words
 from evals.task.example import Example
-from evals.task.formats import Row
-from evals.task.wording import words
+from evals.task.reading.formats import Row
 
 NAMES = ("train", "dev", "test")
 MIN_ROWS = 2
@@ -35,7 +35,7 @@ def named_groups(rows: Mapping[str, Sequence[Row]]) -> tuple[dict[str, tuple[Row
     A group is what the `group` column says, else a cluster of near-duplicates (`clusters`); a row alone in its cluster has
     none. A cluster's name comes from its content, so that it stays when other rows come and go.
     """
-    from evals.task.leaks import clusters
+    from evals.task.checks.leaks import clusters
 
     texts = ["\n".join(message.content for message in row.example.messages) for name in rows for row in rows[name]]
     numbers = clusters(texts)

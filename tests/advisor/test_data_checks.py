@@ -19,7 +19,7 @@ from advisor.flow.whole import go
 from evals.errors import AdvisorError, ProblemsError
 from evals.events import Event, Note, ignore
 from evals.records import read_json
-from evals.task.findings import Checks, Finding, Place, from_record
+from evals.task.checks.findings import Checks, Finding, Place, from_record
 from evals.task.load import load_task
 
 Make = Callable[..., Path]
@@ -143,7 +143,8 @@ def test_a_fix_of_dev_is_written_beside(folder: Path) -> None:
 def test_where_rows_share_their_passages_a_fix_leaves_them_in_and_asks_for_a_group(make_task: Make, tmp_path: Path) -> None:
     passages = [" ".join(row["input"] for row in rows(4, 4 * n)) for n in range(10)]
     asked = [
-        {"id": f"q{n}", "input": f"{passages[n % 10]} Which one is the {THINGS[n % 12]}?", "output": COLOURS[n % 4]} for n in range(60)
+        {"id": f"q{n}", "input": f"{passages[n % 10]} Which one is the {THINGS[n % 12]}?", "output": COLOURS[n % 4]}
+        for n in range(60)
     ]
     folder = make_task(tmp_path / "t", rows={"train": asked[:40], "dev": asked[40:50], "test": asked[50:]})
     fixed = fix(folder, folder / "clean.jsonl", ignore)

@@ -15,8 +15,8 @@ from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.events import ignore
 from evals.task.example import Example
-from evals.task.formats import Row
 from evals.task.load import load_task
+from evals.task.reading.formats import Row
 from trainer.data import IGNORED, encode, load_tokenizer
 
 FMT = PromptFormat("Say it.", "inline")

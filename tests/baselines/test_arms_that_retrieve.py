@@ -20,9 +20,9 @@ from baselines.rag.index import DenseIndex
 from evals.engines.embed import Embedder
 from evals.engines.engine import Message, Request
 from evals.metrics.text import containment
-from evals.task.documents import Document
 from evals.task.example import Example
 from evals.task.load import load_task
+from evals.task.reading.documents import Document
 
 words = st.sampled_from(["ship", "tide", "rope", "06:40", "harbour", "e.g.", "Kaldvik", "£5", "søndag"])
 sentences = st.lists(words, min_size=1, max_size=90).map(lambda some: " ".join(some).capitalize() + ".")

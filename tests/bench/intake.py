@@ -28,8 +28,8 @@ from rich.console import Console
 
 from evals.engines.embed import Embedder
 from evals.engines.models import EMBEDDING_MODEL, is_here
-from evals.task.findings import Finding, Place, Pool
-from evals.task.leaks import Text, clusters, leaks, similar
+from evals.task.checks.findings import Finding, Place, Pool
+from evals.task.checks.leaks import Text, clusters, leaks, similar
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from evals.engines.embed import Embedder
 from evals.engines.engine import Message
 from evals.engines.models import EMBEDDING_MODEL
+from evals.task.checks.findings import Finding
+from evals.task.checks.label_noise import label_noise
 from evals.task.example import Example
-from evals.task.findings import Finding
-from evals.task.formats import Row
-from evals.task.label_noise import label_noise
+from evals.task.reading.formats import Row
 
 SHARE = 0.1
 GOAL = 0.6

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from evals.errors import AdvisorError, Problem, ProblemsError
-from evals.task.formats import MAX_PROBLEMS, read_rows
+from evals.task.reading.formats import MAX_PROBLEMS, read_rows
+from evals.task.reading.strict_json import JsonError, parse
 from evals.task.spec import ColumnsSpec
-from evals.task.strict_json import JsonError, parse
 
 USUAL = ColumnsSpec()
 GOOD = '{"input": "q", "output": "a"}\n'
@@ -226,7 +226,7 @@ def test_a_flood_of_problems_is_cut(tmp_path: Path) -> None:
 CHILD = """
 import json, re, resource, sys
 from pathlib import Path
-from evals.task.formats import read_rows
+from evals.task.reading.formats import read_rows
 from evals.task.spec import ColumnsSpec
 path = Path(sys.argv[1])
 rows, problems, _ = read_rows(path.name, path.parent, ColumnsSpec())

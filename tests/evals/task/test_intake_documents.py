@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.errors import Problem
-from evals.task import documents as limits
-from evals.task.apart import Apart
-from evals.task.documents import read_documents
-from evals.task.html_text import html_text
-from evals.task.quality import repeated_documents
-from evals.task.text_file import FileError
+from evals.task.checks.quality import repeated_documents
+from evals.task.reading import documents as limits
+from evals.task.reading.apart import Apart
+from evals.task.reading.documents import read_documents
+from evals.task.reading.html_text import html_text
+from evals.task.reading.text_file import FileError
 
 PAGE = """<!DOCTYPE html><html><head><title>T</title><style>p {color: red}</style></head><body>
 <nav><a href="/">Home</a></nav><div role="navigation">Menu</div>

@@ -22,8 +22,8 @@ from pyarrow import parquet
 from evals.engines.engine import Message, ToolCall
 from evals.errors import AdvisorError, Problem
 from evals.task.example import Example, calls_as_text
-from evals.task.export import FORMATS, to_row
-from evals.task.formats import Row, read_rows
+from evals.task.reading.export import FORMATS, to_row
+from evals.task.reading.formats import Row, read_rows
 from evals.task.spec import ColumnsSpec, HubDataset
 
 USUAL = ColumnsSpec()
@@ -531,7 +531,7 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 import os
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 from pathlib import Path
-from evals.task.formats import read_rows
+from evals.task.reading.formats import read_rows
 from evals.task.spec import ColumnsSpec
 for name in ("someone/nothing", "someone/gated"):
     _, problems, _ = read_rows(name, Path(sys.argv[1]), ColumnsSpec())

@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from evals.engines.engine import Message
+from evals.task.checks.findings import Finding
+from evals.task.checks.label_noise import MIN_ROWS, label_noise
 from evals.task.example import Example
-from evals.task.findings import Finding
-from evals.task.formats import Row
-from evals.task.label_noise import MIN_ROWS, label_noise
+from evals.task.reading.formats import Row
 
 NAMES = ["ask", "buy", "chat", "drop"]
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.task.edits import edited
-from evals.task.findings import Place, Pool
-from evals.task.leaks import LEAST_COSINE, MOST_SHOWN, Text, clusters, leaks, similar
-from evals.task.pairs import JACCARD, corpus, distinct, longest_run, near, quoted
-from evals.task.wording import BLOCKED, _changes, alike, fixed, is_fixed, lightly_edited, same_fixed, words
+from evals.task.checks.edits import edited
+from evals.task.checks.findings import Place, Pool
+from evals.task.checks.leaks import LEAST_COSINE, MOST_SHOWN, Text, clusters, leaks, similar
+from evals.task.checks.pairs import JACCARD, corpus, distinct, longest_run, near, quoted
+from evals.task.checks.wording import BLOCKED, _changes, alike, fixed, is_fixed, lightly_edited, same_fixed, words
 
 LONG = (
     "after the storm the harbour master asked every skipper to moor at the inner pier because the outer wall had lost many of its "

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.engines.engine import Message
+from evals.task.checks.personal_data import Hit, hits, masked, personal_data
 from evals.task.example import Example
-from evals.task.formats import Row
-from evals.task.personal_data import Hit, hits, masked, personal_data
+from evals.task.reading.formats import Row
 
 # Joined here, so that no scanner of repositories takes this file for a leak.
 AWS = "AKIA" + "Q7ZP2M4XK9RT3WLB"

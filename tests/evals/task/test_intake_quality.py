@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.engines.engine import Message
+from evals.task.checks.findings import Finding
+from evals.task.checks.places import SHOWN_CHARACTERS, shortened
+from evals.task.checks.quality import row_checks
 from evals.task.example import Example
-from evals.task.findings import Finding
-from evals.task.formats import Row
-from evals.task.places import SHOWN_CHARACTERS, shortened
-from evals.task.quality import row_checks
+from evals.task.reading.formats import Row
 from evals.task.spec import OutputType
 
 SENTENCE = "The parcel number {} was sent to the old address last week and came back."

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from evals.engines.engine import Message
 from evals.errors import Problem, ProblemsError
-from evals.task.documents import read_documents
-from evals.task.formats import read_rows
 from evals.task.load import load_task
+from evals.task.reading.documents import read_documents
+from evals.task.reading.formats import read_rows
 from evals.task.spec import ColumnsSpec
 from evals.task.splits import freeze
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from evals.engines.engine import Message
 from evals.task.example import Example
-from evals.task.formats import Row
+from evals.task.reading.formats import Row
 from evals.task.splits import ALIKE, NAMES, make_splits, moment, named_groups, row_hash, split_problems, time_problems
 
 WORDS = ["".join(random.Random(n).choices("bdfgklmnprstvaeiou", k=7)) for n in range(200)]

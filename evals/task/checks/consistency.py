@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from evals.metrics.number import parse_number
 from evals.metrics.text import fold
+from evals.task.checks.findings import Finding, Level
+from evals.task.checks.places import SHOWN_ROWS, Splits, every_row, place, shortened, whole_file
 from evals.task.example import Example
-from evals.task.findings import Finding, Level
-from evals.task.formats import Row
-from evals.task.places import SHOWN_ROWS, Splits, every_row, place, shortened, whole_file
+from evals.task.reading.formats import Row
 from evals.task.spec import OutputType
 
 # Marks that end a word say little; between digits, or before one, they change the number. Signs such as + and - stay.

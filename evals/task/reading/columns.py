@@ -12,9 +12,9 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
-from evals.task.raw import Fault, RawRow
-from evals.task.strict_json import MAX_DEPTH
-from evals.task.text_file import MAX_BYTES, MAX_LINE, FileError
+from evals.task.reading.raw import Fault, RawRow
+from evals.task.reading.strict_json import MAX_DEPTH
+from evals.task.reading.text_file import MAX_BYTES, MAX_LINE, FileError
 
 
 class Budget:

@@ -1,11 +1,11 @@
-"""A PDF -> its text. To be called in a process apart (`evals/task/apart.py`)."""
+"""A PDF -> its text. To be called in a process apart (`evals/task/reading/apart.py`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from evals.task.text_file import FileError
+from evals.task.reading.text_file import FileError
 
 MAX_PAGES = 5000
 # Characters of all pages.

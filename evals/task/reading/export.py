@@ -1,4 +1,4 @@
-"""An Example -> a row of each format, the way back of `evals/task/formats.py`.
+"""An Example -> a row of each format, the way back of `evals/task/reading/formats.py`.
 
 `to_row` and `to_example` are inverse: what a format cannot hold is an error that names it, and never left out in silence.
 """

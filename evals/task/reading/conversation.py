@@ -6,7 +6,7 @@ from typing import Any
 
 from evals.engines.engine import Message, ToolCall
 from evals.errors import did_you_mean
-from evals.task.strict_json import JsonError, compact, parse
+from evals.task.reading.strict_json import JsonError, compact, parse
 
 ROLES = ("system", "user", "assistant", "tool")
 # ShareGPT's `from`, in LLaMA-Factory's spelling too; a call stands for the assistant, an observation for the tool.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from evals.task.text_file import FileError
+from evals.task.reading.text_file import FileError
 
 DROPPED = {"script", "style", "nav", "template", "noscript", "head", "svg", "iframe", "object", "form", "button", "select"}
 BLOCKS = {

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import did_you_mean
-from evals.task.columns import Budget, batch_rows
-from evals.task.raw import Fault, RawRow
+from evals.task.reading.columns import Budget, batch_rows
+from evals.task.reading.raw import Fault, RawRow
+from evals.task.reading.text_file import MAX_BYTES, MAX_LINES, FileError
 from evals.task.spec import HubDataset
-from evals.task.text_file import MAX_BYTES, MAX_LINES, FileError
 
 ROWS_AT_ONCE = 500
 KNOCK_SECONDS = 10.0
@@ -71,7 +71,7 @@ def _check_folder(folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from evals.task.parquet_file import check_parquet
+    from evals.task.reading.parquet_file import check_parquet
 
     for path in sorted(folder.rglob("*.parquet"))[:1000]:
         try:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from evals.task.raw import Fault, RawRow
-from evals.task.strict_json import JsonError, parse_at, skip_space
-from evals.task.text_file import MAX_LINE, FileError
+from evals.task.reading.raw import Fault, RawRow
+from evals.task.reading.strict_json import JsonError, parse_at, skip_space
+from evals.task.reading.text_file import MAX_LINE, FileError
 
 # Lists of objects that are part of one row, and no list of rows.
 PARTS = {"messages", "conversations", "tools", "prompt", "completion", "chosen", "rejected", "tool_calls"}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.errors import Problem
-from evals.task.apart import Apart
-from evals.task.read import Source, open_source, raw_rows
-from evals.task.text_file import FileError, first_bytes, no_text, opened
+from evals.task.reading.apart import Apart
+from evals.task.reading.read import Source, open_source, raw_rows
+from evals.task.reading.text_file import FileError, first_bytes, no_text, opened
 
 TEXTS = {".md", ".markdown", ".txt"}
 PAGES = {".html", ".htm"}

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from evals.task.checks.findings import Finding, Level, Place, Pool
+from evals.task.checks.places import SHOWN_ROWS, Splits
 from evals.task.example import Example
-from evals.task.findings import Finding, Level, Place, Pool
-from evals.task.formats import Row
-from evals.task.places import SHOWN_ROWS, Splits
+from evals.task.reading.formats import Row
 
 Kind = Literal["key", "e-mail", "account", "card", "phone"]
 NAMES: dict[Kind, tuple[str, str]] = {

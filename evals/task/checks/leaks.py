@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evals.events import OnEvent, ignore
-from evals.task.edits import edited
-from evals.task.findings import Finding, Place
-from evals.task.pairs import Corpus, Pair, corpus, distinct, held_by_documents, near, quoted
-from evals.task.wording import fixed, words
+from evals.task.checks.edits import edited
+from evals.task.checks.findings import Finding, Place
+from evals.task.checks.pairs import Corpus, Pair, corpus, distinct, held_by_documents, near, quoted
+from evals.task.checks.wording import fixed, words
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,6 +1,6 @@
 """Rows -> Examples. The format is detected and named aloud; every bad row is reported with its line.
 
-One shape for all: turns of a conversation whose last one, the assistant's, is the target (`evals/task/conversation.py`).
+One shape for all: turns of a conversation whose last one, the assistant's, is the target (`evals/task/reading/conversation.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from evals.engines.engine import Message
 from evals.errors import Problem
 from evals.records import content_hash
-from evals.task.conversation import RowError, answer, messages_of, parsed_list, sharegpt_turns, text_of, tools_of
 from evals.task.example import Example, calls_as_text
-from evals.task.preferences import implicit_prompt
-from evals.task.read import open_source, raw_rows
+from evals.task.reading.conversation import RowError, answer, messages_of, parsed_list, sharegpt_turns, text_of, tools_of
+from evals.task.reading.preferences import implicit_prompt
+from evals.task.reading.read import open_source, raw_rows
+from evals.task.reading.strict_json import compact
 from evals.task.spec import ColumnsSpec, HubDataset
-from evals.task.strict_json import compact
 
 MAX_PROBLEMS = 1000
 # What a list may be called that a cell of CSV, or a struct of Parquet, holds.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from evals.task.findings import Place, Pool
-from evals.task.formats import Row
+from evals.task.checks.findings import Place, Pool
+from evals.task.reading.formats import Row
 
 Splits = Mapping[str, Sequence[Row]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evals.task.conversation import RowError, parsed_list
+from evals.task.reading.conversation import RowError, parsed_list
 
 # Anthropic's HH data: both texts are whole dialogues.
 ANSWERS = "\n\nAssistant:"

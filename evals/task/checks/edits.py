@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from evals.events import OnEvent, Ticker, ignore
-from evals.task.pairs import CHUNK, WORTH_SHOWING, Corpus, Pair
-from evals.task.wording import SHORT, WORDS_PER_CHANGE, alike, fixed, is_fixed, lightly_edited, stem
+from evals.task.checks.pairs import CHUNK, WORTH_SHOWING, Corpus, Pair
+from evals.task.checks.wording import SHORT, WORDS_PER_CHANGE, alike, fixed, is_fixed, lightly_edited, stem
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from evals.task.pairs import Allowed, Flags, Numbers
+    from evals.task.checks.pairs import Allowed, Flags, Numbers
 
 EDIT_RATIO = 0.8
 LONGEST = SHORT + SHORT // WORDS_PER_CHANGE

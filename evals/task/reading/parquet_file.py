@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evals.task.columns import Budget, batch_rows, readable
-from evals.task.raw import Fault, RawRow
-from evals.task.text_file import MAX_BYTES, MAX_LINES, FileError
+from evals.task.reading.columns import Budget, batch_rows, readable
+from evals.task.reading.raw import Fault, RawRow
+from evals.task.reading.text_file import MAX_BYTES, MAX_LINES, FileError
 
 ROWS_AT_ONCE = 500
 MAX_CELLS = 20_000_000

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from evals.metrics.text import fold
-from evals.task.consistency import class_balance, repeated_inputs
-from evals.task.documents import Document
+from evals.task.checks.consistency import class_balance, repeated_inputs
+from evals.task.checks.findings import Finding, Level, Place
+from evals.task.checks.places import SHOWN_ROWS, Splits, every_row, place, shortened
 from evals.task.example import Example, calls_as_text
-from evals.task.findings import Finding, Level, Place
-from evals.task.formats import Row
-from evals.task.places import SHOWN_ROWS, Splits, every_row, place, shortened
+from evals.task.reading.documents import Document
+from evals.task.reading.formats import Row
 from evals.task.spec import OutputType
 
 CountTokens = Callable[[Sequence[str]], list[int]]

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from evals.task.findings import Finding
-from evals.task.formats import Row
-from evals.task.places import place, shortened
+from evals.task.checks.findings import Finding
+from evals.task.checks.places import place, shortened
+from evals.task.reading.formats import Row
 
 if TYPE_CHECKING:
     import numpy as np

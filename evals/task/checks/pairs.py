@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from evals.events import OnEvent, Ticker, ignore
-from evals.task.wording import SHORT, WORDS_PER_NUMBER, fixed, same_fixed, spelling, words
+from evals.task.checks.wording import SHORT, WORDS_PER_NUMBER, fixed, same_fixed, spelling, words
 
 if TYPE_CHECKING:
     import numpy as np

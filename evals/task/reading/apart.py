@@ -14,13 +14,13 @@ from pathlib import Path
 from threading import Event, Timer
 from types import TracebackType
 
-from evals.task.text_file import FileError, opened
+from evals.task.reading.text_file import FileError, opened
 
 SECONDS = 60.0
 MAX_MEMORY = 768 * 1024**2
 # The folder of the packages is named, since the program may be started from anywhere; -P keeps what lies there from being
 # imported.
-STARTER = "import sys; sys.path.append(sys.argv[1]); from evals.task.apart import serve; serve()"
+STARTER = "import sys; sys.path.append(sys.argv[1]); from evals.task.reading.apart import serve; serve()"
 
 
 class Apart:
@@ -66,7 +66,7 @@ class Apart:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
-            command = [sys.executable, "-P", "-c", STARTER, str(Path(__file__).parents[2])]
+            command = [sys.executable, "-P", "-c", STARTER, str(Path(__file__).parents[3])]
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="ascii"
@@ -97,8 +97,8 @@ def serve() -> None:
 
 
 def _text(path: Path) -> str:
-    from evals.task.html_text import html_text
-    from evals.task.pdf import pdf_text
+    from evals.task.reading.html_text import html_text
+    from evals.task.reading.pdf import pdf_text
 
     if path.suffix.lower() not in {".html", ".htm"}:
         return pdf_text(path)

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterator
 
-from evals.task.raw import Fault, RawRow
-from evals.task.text_file import MAX_LINE, FileError, lines
+from evals.task.reading.raw import Fault, RawRow
+from evals.task.reading.text_file import MAX_LINE, FileError, lines
 
 DELIMITERS = (",", "\t", ";", "|")
 MAX_COLUMNS = 1000

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import Problem
-from evals.task.json_file import json_rows
-from evals.task.raw import Fault, RawRow
+from evals.task.reading.json_file import json_rows
+from evals.task.reading.raw import Fault, RawRow
+from evals.task.reading.strict_json import JsonError, measure, parse
+from evals.task.reading.text_file import MAX_LINE, FileError, first_bytes, lines, no_text, opened
 from evals.task.spec import HubDataset
-from evals.task.strict_json import JsonError, measure, parse
-from evals.task.text_file import MAX_LINE, FileError, first_bytes, lines, no_text, opened
 
 MAX_ROWS = 1_000_000
 # Lists, objects, texts and numbers of one file: each takes some 60 bytes of memory beside its own length.
@@ -42,7 +42,7 @@ def open_source(source: str | HubDataset, folder: Path, split: str) -> Source:
     """`split` is the task's: it chooses the Hub's split where `source` is only a name. `items` may raise FileError."""
     dataset = _as_dataset(source, folder, split)
     if dataset is not None:
-        from evals.task.hub import dataset_rows
+        from evals.task.reading.hub import dataset_rows
 
         name = dataset.dataset_name
         local = folder / name
@@ -54,7 +54,7 @@ def open_source(source: str | HubDataset, folder: Path, split: str) -> Source:
     except FileError as error:
         return Source(str(path), "", iter([Fault(error.line, error.message)]))
     if container == "Parquet":
-        from evals.task.parquet_file import parquet_rows
+        from evals.task.reading.parquet_file import parquet_rows
 
         return Source(str(path), container, parquet_rows(path), typed=True)
     return Source(str(path), container, _text_rows(path, container))
@@ -147,7 +147,7 @@ def _text_rows(path: Path, container: str) -> Iterator[RawRow | Fault]:
         elif container == "JSON Lines":
             yield from _line_rows(file)
         else:
-            from evals.task.csv_file import csv_rows
+            from evals.task.reading.csv_file import csv_rows
 
             yield from csv_rows(file)
 
