@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evals.candidate import PromptFormat
 from evals.engines.engine import Message
-from evals.engines.handle import PLAIN_TEMPLATE
+from evals.engines.tokenizer import open_tokenizer
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent
 from evals.task.example import Example
@@ -29,16 +30,9 @@ class Encoded:
         return sum(len(row["input_ids"]) for row in self.rows)
 
 
-def load_tokenizer(folder: Any) -> Any:
-    """The model's own tokeniser, with a padding token and a chat template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
-    return tokenizer
+def load_tokenizer(folder: Path) -> Any:
+    """The model's own tokeniser, as it is asked with."""
+    return open_tokenizer(folder)[0]
 
 
 def encode(tokenizer: Any, fmt: PromptFormat, example: Example, max_length: int) -> dict[str, list[int]] | None:

@@ -62,18 +62,16 @@ class Drift:
 def drift(task: Task, runs_dir: Path) -> Drift | None:
     """Against the newest other run of the same task file; None where there is none."""
     source = str(task.folder.resolve())
-    here = run_folder(task, runs_dir).name
-    newest: tuple[float, Path] | None = None
+    runs: list[tuple[float, Path]] = []
     for record in runs_dir.glob("*/splits.json"):
-        folder = record.parent
         try:
-            same = read_json(folder / "task.json").get("source") == source and folder.name != here
-            at = record.stat().st_mtime
+            if read_json(record.parent / "task.json").get("source") == source:
+                runs.append((record.stat().st_mtime, record.parent))
         except (OSError, AdvisorError):
             continue
-        if same and (newest is None or at > newest[0]):
-            newest = (at, folder)
-    return None if newest is None else _between(task, newest[1])
+    # The name of the task's own run takes a hash of all rows: not where there is nothing to compare.
+    others = [one for one in runs if one[1].name != run_folder(task, runs_dir).name]
+    return _between(task, max(others)[1]) if others else None
 
 
 def _between(task: Task, folder: Path) -> Drift | None:

@@ -21,7 +21,7 @@ from evals.task.checks.places import place
 from evals.task.example import Example
 from evals.task.load import Task
 from evals.task.reading.formats import Row
-from trainer.data import IGNORED, encode, load_tokenizer
+from trainer.data import IGNORED, encode
 
 SHOWN = 3
 # Rows tried of each kind of content, such as tool calls: a template drops it from all or from none.
@@ -72,8 +72,7 @@ def training_mask(task: Task, engine: HfEngine) -> TrainingMask:
     Only the tokeniser is loaded. For a model whose weights are here (`Session.weights`): a served one is not trained.
     """
     recipe = recipe_for(task, engine)
-    tokenizer = load_tokenizer(engine.handle.folder)
-    return mask_rows(tokenizer, prompt_format(task, recipe), task.rows["train"], recipe.max_length)
+    return mask_rows(engine.handle.tokenizer, prompt_format(task, recipe), task.rows["train"], recipe.max_length)
 
 
 def mask_rows(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row], max_length: int) -> TrainingMask:

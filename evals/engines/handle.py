@@ -19,6 +19,7 @@ from evals.engines.budget import Budget, measured_budget
 from evals.engines.decode import LaneStore, OutOfMemoryError, Row, read_prefix
 from evals.engines.machine import Machine, measure_machine
 from evals.engines.models import resolve_model, weights_fingerprint
+from evals.engines.tokenizer import open_tokenizer
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent, waiting
 
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 PLAIN_BUDGET = Budget(4096, 48)
 # Of the free memory, keys and values take this share at most.
 MEMORY_SHARE = 0.25
-# For a base model that ships no chat template: plain turns, named in the run's notes.
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -95,23 +91,19 @@ class ModelHandle:
             pass
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
+        try:
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._broken("configuration", error) from error
         return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.folder, padding_side="left", trust_remote_code=self.trust_remote_code, local_files_only=True
-            )
+            tokenizer, own = open_tokenizer(self.folder, trust_remote_code=self.trust_remote_code, padding_side="left")
         except (OSError, ValueError, KeyError) as error:
             raise self._broken("tokeniser", error) from error
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
+        if not own:
             self.on_event(Note("the model has no chat template: plain 'User:'/'Assistant:' turns are used", "warning"))
         return tokenizer
 

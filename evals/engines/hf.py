@@ -24,9 +24,10 @@ from evals.engines.decode import (
     shared_by_all,
 )
 from evals.engines.engine import Message, Request, Response, ScoreRequest
-from evals.engines.handle import PLAIN_TEMPLATE, Adapter, ModelHandle, out_of_memory
+from evals.engines.handle import Adapter, ModelHandle, out_of_memory
 from evals.engines.models import parameter_count
 from evals.engines.scoring import Choices, Likelihood, divergences, likelihoods
+from evals.engines.tokenizer import PLAIN_TEMPLATE
 from evals.errors import AdvisorError
 from evals.events import OnEvent, Ticker
 from evals.records import content_hash, file_hash

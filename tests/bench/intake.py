@@ -397,6 +397,8 @@ def whole_check(bench: Bench, rows: dict[str, list[dict[str, str]]]) -> None:
         folder = Path(name)
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
         (folder / "task.yaml").write_text("data: {train: train.jsonl}\nmodel: {model_name_or_path: smollm2-135m-instruct}\n")
+        # Compiled once, as it is installed.
+        subprocess.run([sys.executable, "-m", "advisor", "check", "triage", "--no-embeddings"], capture_output=True, check=True)
         command = [sys.executable, "-m", "advisor", "check", name, "--json", "--runs-dir", f"{name}/runs"]
         for what, more, limit in (
             ("without embedding", ["--no-embeddings"], SECONDS_WITHOUT),

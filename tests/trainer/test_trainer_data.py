@@ -51,7 +51,7 @@ def test_a_template_that_writes_the_prompt_differently_is_refused(tokenizer: Any
 
 def test_a_template_without_end_of_turn_gets_the_end_of_text(tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    from evals.engines.handle import PLAIN_TEMPLATE
+    from evals.engines.tokenizer import PLAIN_TEMPLATE
 
     tokenizer.chat_template = PLAIN_TEMPLATE
     row = encode(tokenizer, PromptFormat(""), EXAMPLE, 200)

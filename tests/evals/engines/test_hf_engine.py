@@ -473,7 +473,7 @@ def test_a_damaged_adapter_is_an_error_with_its_place(tiny_model: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("file", "what"), [("model.safetensors", "model"), ("config.json", "tokeniser"), ("tokenizer.json", "tokeniser")]
+    ("file", "what"), [("model.safetensors", "model"), ("config.json", "configuration"), ("tokenizer.json", "tokeniser")]
 )
 def test_a_damaged_model_is_an_error_with_its_place(tiny_model: Path, tmp_path: Path, file: str, what: str) -> None:
     shutil.copytree(tiny_model, tmp_path / "m")

@@ -251,7 +251,8 @@ def test_no_pair_is_missed_that_comparing_all_pairs_finds(texts: list[str]) -> N
     assert len(pairs) == len(expected)
 
 
-def test_no_long_pair_is_missed_either() -> None:
+def long_texts() -> list[str]:
+    """Forty texts, each in four versions with up to three words replaced."""
     draw = random.Random(3)
     base = [[f"w{draw.randrange(400)}x" for _ in range(draw.randrange(20, 60))] for _ in range(40)]
     base = [[word.translate(str.maketrans("0123456789", "abcdefghij")) for word in text] for text in base]
@@ -259,7 +260,32 @@ def test_no_long_pair_is_missed_either() -> None:
     for text in texts:
         for _ in range(draw.randrange(4)):
             text[draw.randrange(len(text))] = draw.choice(("new", "other", "third-rate"))
-    some = corpus(distinct([" ".join(text) for text in texts])[0])
+    return [" ".join(text) for text in texts]
+
+
+def test_the_exact_search_finds_what_minhash_finds() -> None:
+    from datasketch import MinHash, MinHashLSH
+
+    some = corpus(distinct(long_texts())[0])
+    bags = [set(pairwise(text)) for text in some.texts]
+    index = MinHashLSH(threshold=0.5, num_perm=128)
+    sketches = MinHash.bulk([[" ".join(pair).encode() for pair in bag] for bag in bags], num_perm=128)
+    for number, sketch in enumerate(sketches):
+        index.insert(number, sketch)
+    candidates = {tuple(sorted((number, other))) for number, one in enumerate(sketches) for other in index.query(one)}
+    expected = {
+        (one, other)
+        for one, other in candidates
+        if one != other
+        and len(bags[one] & bags[other]) >= JACCARD * len(bags[one] | bags[other])
+        and same_fixed(some.texts[one], some.texts[other])
+    }
+    ours = near(some, lambda first, _: np.ones(len(first), dtype=bool))
+    assert {tuple(sorted((pair.first, pair.second))) for pair in ours} == expected
+
+
+def test_no_long_pair_is_missed_either() -> None:
+    some = corpus(distinct(long_texts())[0])
     bags = [set(pairwise(text)) for text in some.texts]
 
     def everything(first, second):
