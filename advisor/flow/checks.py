@@ -19,7 +19,7 @@ from evals.task.checks.places import shortened
 from evals.task.checks.quality import repeated_documents, row_checks
 from evals.task.load import Task
 from evals.task.reading.formats import Row
-from evals.task.splits import NAMES
+from evals.task.splits import NAMES, named_group
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _brief(finding: Finding) -> Finding:
 
 def texts_of(task: Task) -> list[Text]:
     """Everything that can leak into something else: the rows' inputs, the documents, and the general benchmarks."""
-    texts = [Text(place_of(row, split), row.example.group) for split in NAMES for row in task.rows[split]]
+    texts = [Text(place_of(row, split), named_group(row.example)) for split in NAMES for row in task.rows[split]]
     texts += [Text(Place("documents", one.id, one.id, 0, one.text)) for one in task.documents]
     texts += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts(quick_suite())]
     return texts

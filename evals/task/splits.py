@@ -253,5 +253,9 @@ def freeze(splits: Mapping[str, Sequence[Example]]) -> dict[str, list[dict[str, 
 
 def row_hash(example: Example) -> str:
     """16 hex digits of a row's content. The group that was found for it belongs to its neighbours, and does not count."""
-    found = example.group is not None and example.group.startswith(ALIKE)
-    return content_hash(replace(example, group=None) if found else example)[:16]
+    return content_hash(replace(example, group=named_group(example)))[:16]
+
+
+def named_group(example: Example) -> str | None:
+    """The group that the data name, not one that was found for the row."""
+    return None if example.group is None or example.group.startswith(ALIKE) else example.group

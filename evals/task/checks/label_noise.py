@@ -165,9 +165,7 @@ def _issues(labels: NDArray[np.int64], likely: NDArray[np.float64]) -> tuple[dic
 
 
 def _summary(rows: int, judged: int, flagged: int, share: float) -> Finding:
-    message = (
-        f"about {share:.1%} of the labels of {judged:,} training rows are estimated to be wrong, {flagged:,} are worth a look"
-    )
+    message = f"about {share:.1%} of the labels of {judged:,} rows are estimated to be wrong, {flagged:,} are worth a look"
     if judged < rows:
         message += (
             f"; {rows - judged:,} rows could not be judged (fewer than {MIN_ROWS} rows of their label, or all in one group)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ UNREACHABLE = (
 
 def dataset_rows(source: HubDataset, folder: Path) -> Iterator[RawRow | Fault]:
     """Rows, counted from 1. Raises FileError that says what to do: no such dataset, configuration or split; gated; no network."""
+    from datasets import ClassLabel
+
     local = folder / source.dataset_name
     if local.is_dir():
         _check_folder(local)
@@ -35,9 +38,18 @@ def dataset_rows(source: HubDataset, folder: Path) -> Iterator[RawRow | Fault]:
         raise FileError(f"{data.num_rows:,} rows (at most {MAX_LINES:,}): take a part, such as `split: train[:100000]`")
     budget = Budget()
     number = 1
+    # A label is kept as its number there; the task is about its name.
+    labels = {key: one.names for key, one in data.features.items() if isinstance(one, ClassLabel)}
     for table in data.with_format("arrow").iter(ROWS_AT_ONCE):
-        yield from batch_rows(table, number, budget)
+        for row in batch_rows(table, number, budget):
+            yield replace(row, body=_named(row.body, labels)) if isinstance(row, RawRow) and labels else row
         number += table.num_rows
+
+
+def _named(body: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
+    """The row with the names of its labels; -1 is a label that nobody gave."""
+    numbers = {key: body[key] for key in labels if isinstance(body.get(key), int)}
+    return body | {key: labels[key][at] if 0 <= at < len(labels[key]) else None for key, at in numbers.items()}
 
 
 def _loaded(source: HubDataset, name: str) -> Any:

@@ -551,3 +551,17 @@ def test_the_hubs_answers_are_told_apart(tmp_path: Path) -> None:
     assert "no such dataset" in nothing
     assert "gated" in gated
     assert "hf auth login" in gated
+
+
+def test_the_labels_of_a_dataset_are_told_by_their_names(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "intent": ClassLabel(names=["lost_card", "top_up"])})
+    rows = {"text": ["Where is my card?", "My top up failed.", "Hm?"], "intent": [0, 1, -1]}
+    (tmp_path / "org" / "set").mkdir(parents=True)
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "org" / "set" / "train.parquet")
+    columns = ColumnsSpec(input="text", output="intent")
+    found, problems, detected = read_rows(HubDataset(dataset_name="org/set"), tmp_path, columns)
+    assert [one.example.target for one in found] == ["lost_card", "top_up"]
+    assert [(one.line, one.key) for one in problems] == [(3, "intent")]
+    assert "dataset" in detected
