@@ -79,7 +79,9 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
         session.embedder.encode([*asked, *compared], "embedding the rows")
         seconds["embedding"] = round(time.monotonic() - started, 3)
         started = time.monotonic()
-        timed("likeness in meaning", similar(texts, session.embedder.encode, reported=findings), started)
+        timed(
+            "likeness in meaning", similar(texts, session.embedder.encode, pieces=session.embedder, reported=findings), started
+        )
         if task.output_type == "label":
             started = time.monotonic()
             labelled = [(split, row) for split in NAMES for row in task.rows[split]]

@@ -47,6 +47,32 @@ class Embedder:
                 do="name a folder or Hub name that sentence-transformers can load.",
             ) from error
 
+    def piece_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The word pieces of each text, as the model reads them, without the marks at its ends."""
+        return [[piece for piece, special in some if not special] for some in self._pieces(texts)]
+
+    def piece_vectors(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Unit vectors (n, d) of the n word pieces of each text."""
+        import numpy as np
+
+        found = []
+        for start in range(0, len(texts), 64):
+            batch = list(texts[start : start + 64])
+            read = self._model.encode(batch, output_value="token_embeddings", convert_to_numpy=False, show_progress_bar=False)
+            for vectors, some in zip(read, self._pieces(batch), strict=True):
+                plain = [at for at, (_, special) in enumerate(some) if not special]
+                pieces = np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)[plain]
+                found.append(pieces / np.maximum(np.linalg.norm(pieces, axis=1, keepdims=True), 1e-12))
+        return found
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """(word piece, 1 where it is a mark and no word) of each text."""
+        if not texts:
+            return []
+        model = self._model
+        read = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, return_special_tokens_mask=True)
+        return [list(zip(*one, strict=True)) for one in zip(read["input_ids"], read["special_tokens_mask"], strict=True)]
+
     def encode(self, texts: Sequence[str], task: str = "embedding") -> NDArray[np.float32]:
         import numpy as np
 

@@ -289,14 +289,14 @@ def by_document(questions: list[dict[str, str]], embed: Embed, seed: int) -> Bac
     return without_natural("documents", list(dict.fromkeys(sides[0])), list(dict.fromkeys(sides[1])), embed)
 
 
-def measure(bench: Bench, background: Background, embed: Embed, seed: int) -> None:
+def measure(bench: Bench, background: Background, embedder: Embedder, seed: int) -> None:
     """Recall of each kind without and with the cosine review, and the rows that were accused for nothing."""
     planted = plant(background, seed)
     train = [*background.train, *(one.text for one in planted)]
     texts = texts_of(train, background.test)
     found = leaks(texts)
     # The review is capped for people; here every row above the threshold counts.
-    review = every_similar(texts, embed, found)
+    review = every_similar(texts, embedder, found)
     lexical = {one.places[0].id for one in found}
     either = lexical | review
     body: dict[str, Any] = {
@@ -336,10 +336,10 @@ def measure(bench: Bench, background: Background, embed: Embed, seed: int) -> No
         console.print(title, *lines, sep="\n", markup=False, highlight=False)
 
 
-def every_similar(texts: list[Text], embed: Embed, found: list[Finding]) -> set[str]:
+def every_similar(texts: list[Text], embedder: Embedder, found: list[Finding]) -> set[str]:
     """Ids of all rows that the review would list if it were not capped: it is asked for what is left until nothing is."""
     known = list(found)
-    while new := [one for one in similar(texts, embed, reported=known) if one.places]:
+    while new := [one for one in similar(texts, embedder.encode, pieces=embedder, reported=known) if one.places]:
         known += new
     return {one.places[0].id for one in known[len(found) :]}
 
@@ -362,7 +362,7 @@ def timed(bench: Bench, rows: dict[str, list[dict[str, str]]], embedder: Embedde
     lexical = sum(min(some) for some in seconds.values())
     embedder.encode(["a first text loads the model"])
     started = time.perf_counter()
-    review = similar(texts, embedder.encode, reported=found)
+    review = similar(texts, embedder.encode, pieces=embedder, reported=found)
     embedding = time.perf_counter() - started
     kinds = {check: sum(one.check == check for one in found) for check in sorted({one.check for one in found})}
     groups = clusters([*train, *test])
@@ -433,11 +433,11 @@ def main() -> None:
     timed(bench, banking, embedder)
     if fast:
         banking = {split: some[::5] for split, some in banking.items()}
-    measure(bench, by_intent(banking, seed=0), embedder.encode, seed=1)
+    measure(bench, by_intent(banking, seed=0), embedder, seed=1)
     inputs = {split: [row["input"] for row in some] for split, some in banking.items()}
-    measure(bench, without_natural("cleaned", inputs["train"], inputs["test"], embedder.encode), embedder.encode, seed=2)
+    measure(bench, without_natural("cleaned", inputs["train"], inputs["test"], embedder.encode), embedder, seed=2)
     questions = rows("covidqa/questions.jsonl")[:: 4 if fast else 1]
-    measure(bench, by_document(questions, embedder.encode, seed=0), embedder.encode, seed=3)
+    measure(bench, by_document(questions, embedder.encode, seed=0), embedder, seed=3)
     planted_flips(bench, fast)
     bench.finish()
 

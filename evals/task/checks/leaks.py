@@ -10,12 +10,13 @@ Texts are compared without what the task repeats in its rows, such as an instruc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evals.events import OnEvent, ignore
 from evals.task.checks.edits import edited
 from evals.task.checks.findings import Finding, Place
+from evals.task.checks.matching import Pieces, matched
 from evals.task.checks.pairs import Corpus, Pair, corpus, distinct, held_by_documents, near, quoted
 from evals.task.checks.wording import fixed, words
 
@@ -35,9 +36,11 @@ HOW = {
     "leak.edited": "is a light edit (ratio {value:.2f}) of",
 }
 NAMES = {"general": "general benchmark item"}
-# Cosine plus what it has over its next neighbours. Measured (`make bench-intake`): about one in a hundred questions to a bank
-# of another intent reaches it.
-STANDS_OUT = 0.96
+# Cosine plus what it has over its next neighbours; and the same where word pieces are matched too, which count half. Measured
+# (`make bench-intake`): under one in a hundred questions to a bank of another intent reaches it.
+STANDS_OUT, STANDS_OUT_IN_PIECES, PIECES_COUNT = 0.96, 1.34, 0.5
+# The score from which on a pair is worth reading piece by piece, and the partners of a row that are read.
+WORTH_READING, PARTNERS = 0.8, 2
 LEAST_COSINE = 0.7
 NEIGHBOURS = 3
 MOST_SHOWN = 50
@@ -152,14 +155,20 @@ def _in_documents(
 
 
 def similar(
-    texts: Sequence[Text], embed: Embed, threshold: float = STANDS_OUT, *, reported: Sequence[Finding] = ()
+    texts: Sequence[Text],
+    embed: Embed,
+    threshold: float | None = None,
+    *,
+    pieces: Pieces | None = None,
+    reported: Sequence[Finding] = (),
 ) -> list[Finding]:
     """Rows of two pools that may mean the same, by the cosine of their embeddings (unit vectors): for a person to judge.
 
     In a narrow domain all rows have a high cosine, so what counts is the cosine plus its margin over the mean of both rows' next
     neighbours across the two pools (Artetxe and Schwenk 2019, 1811.01136; with a margin of 0 the threshold is one of the
-    cosine). Each row once for each other pool, with its best partner; not the rows that are `reported` (by `leaks`) for that
-    pool, and no two texts whose numbers, signs or negations differ, which embeddings hardly see.
+    cosine). With `pieces` the best partners are read once more, word piece by word piece (`matching`). Each row once for each
+    other pool, with its best partner; not the rows that are `reported` (by `leaks`) for that pool, and no two texts whose
+    numbers, signs or negations differ, which embeddings hardly see.
 
     The MOST_SHOWN that stand out most are shown with their cosine, and a last finding (`info`) says how many more there are.
     Documents are not embedded.
@@ -178,8 +187,10 @@ def similar(
         pools = [
             np.array([at for at, one in enumerate(rows) if one.place.pool == pool], dtype=np.int64) for pool in (loser, other)
         ]
-        matches = _standing_out(vectors, guard, pools[0], pools[1], threshold)
-        found += [one for one in matches if (loser, rows[one.row].place.id, other) not in known]
+        least, most = (threshold or STANDS_OUT, 1) if pieces is None else (WORTH_READING, PARTNERS)
+        matches = _standing_out(vectors, guard, pools[0], pools[1], least, most)
+        matches = [one for one in matches if (loser, rows[one.row].place.id, other) not in known]
+        found += matches if pieces is None else _read_again(matches, rows, pieces, threshold or STANDS_OUT_IN_PIECES)
     found.sort(key=lambda one: (-one.score, one.row, one.partner))
     findings = [_similar_finding(rows[one.row], rows[one.partner], one.cosine) for one in found[:MOST_SHOWN]]
     if len(found) > MOST_SHOWN:
@@ -189,9 +200,21 @@ def similar(
     return findings
 
 
+def _read_again(matches: Sequence[Match], rows: Sequence[Text], pieces: Pieces, threshold: float) -> list[Match]:
+    """The matches that still stand out when their word pieces are matched too, each row with its best partner."""
+    pairs = [(rows[one.row].place.text, rows[one.partner].place.text) for one in matches]
+    shares = matched(pairs, [one.place.text for one in rows], pieces)
+    best: dict[int, Match] = {}
+    for one, share in zip(matches, shares, strict=True):
+        read = replace(one, score=one.score + PIECES_COUNT * share)
+        if read.score >= threshold and read.score > best.get(one.row, NO_MATCH).score:
+            best[one.row] = read
+    return list(best.values())
+
+
 @dataclass(frozen=True)
 class Match:
-    """A row and its best partner by their numbers; `score` is the cosine plus its margin."""
+    """A row and a partner by their numbers; `score` is the cosine plus its margin (plus what its word pieces say)."""
 
     row: int
     partner: int
@@ -204,10 +227,18 @@ def _similar_finding(row: Text, partner: Text, cosine: float) -> Finding:
     return Finding("leak.similar", "review", message, (row.place, partner.place), cosine)
 
 
+NO_MATCH = Match(-1, -1, 0.0, -1.0)
+
+
 def _standing_out(
-    vectors: NDArray[np.float32], guard: NDArray[np.int64], ours: NDArray[np.int64], theirs: NDArray[np.int64], threshold: float
+    vectors: NDArray[np.float32],
+    guard: NDArray[np.int64],
+    ours: NDArray[np.int64],
+    theirs: NDArray[np.int64],
+    least: float,
+    most: int,
 ) -> list[Match]:
-    """The rows of one pool whose best partner in the other one reaches the threshold, in blocks of rows."""
+    """The rows of one pool with up to `most` best partners in the other one whose score is `least` or more, in blocks of rows."""
     import numpy as np
 
     found: list[Match] = []
@@ -219,11 +250,13 @@ def _standing_out(
         cosines = vectors[block] @ vectors[theirs].T
         scores = 2 * cosines - (around[0][start : start + BLOCK, None] + around[1][None, :]) / 2
         scores[(guard[block][:, None] != guard[theirs][None, :]) | (cosines < LEAST_COSINE)] = -1.0
-        best = scores.argmax(axis=1)
-        for at in np.flatnonzero(scores.max(axis=1) >= threshold).tolist():
-            partner = int(best[at])
-            cosine = min(1.0, float(cosines[at, partner]))
-            found.append(Match(int(block[at]), int(theirs[partner]), cosine, float(scores[at, partner])))
+        for _ in range(min(most, len(theirs))):
+            best = scores.argmax(axis=1)
+            for at in np.flatnonzero(scores.max(axis=1) >= least).tolist():
+                partner = int(best[at])
+                cosine = min(1.0, float(cosines[at, partner]))
+                found.append(Match(int(block[at]), int(theirs[partner]), cosine, float(scores[at, partner])))
+            scores[np.arange(len(block)), best] = -1.0
     return found
 
 

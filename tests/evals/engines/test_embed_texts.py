@@ -50,3 +50,16 @@ def test_a_broken_embedding_model_is_an_error_with_its_place(tiny_embeddings: Pa
     with pytest.raises(AdvisorError, match="the embedding model cannot be loaded") as caught:
         Embedder(str(tmp_path / "e")).encode(["a"])
     assert caught.value.where == str(tmp_path / "e")
+
+
+def test_word_pieces_have_a_unit_vector_each(tiny_embeddings: Path) -> None:
+    embedder = Embedder(str(tiny_embeddings))
+    texts = [f"text {number}" for number in range(70)]
+    ids, vectors = embedder.piece_ids(texts), embedder.piece_vectors(texts)
+    assert [len(one) for one in ids] == [len(text) for text in texts], "the tiny model reads characters"
+    assert [one.shape for one in vectors] == [(len(text), 32) for text in texts]
+    for one in vectors:
+        np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
+    # A text's own vector is the mean of its pieces' (mean pooling), before they were made unit vectors: the direction agrees.
+    assert float(embedder.encode([texts[0]])[0] @ vectors[0].mean(axis=0)) > 0
+    assert embedder.piece_vectors([]) == []

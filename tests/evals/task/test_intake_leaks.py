@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from evals.task.checks.edits import edited
 from evals.task.checks.findings import Place, Pool
 from evals.task.checks.leaks import LEAST_COSINE, MOST_SHOWN, Text, clusters, leaks, similar
+from evals.task.checks.matching import matched
 from evals.task.checks.pairs import JACCARD, corpus, distinct, longest_run, near, quoted
 from evals.task.checks.wording import BLOCKED, _changes, alike, fixed, is_fixed, lightly_edited, same_fixed, words
 
@@ -217,6 +218,39 @@ def test_the_review_leaves_out_other_numbers_and_what_is_reported_and_says_how_m
     assert len([one for one in seen if one.places]) == MOST_SHOWN
     assert (seen[-1].level, seen[-1].value) == ("info", 60 - MOST_SHOWN)
     assert similar(texts, embed(vectors), reported=leaks([*rows("train", *many), *rows("test", *many)])) == []
+
+
+SYNONYMS = {"billed": "charged", "overseas": "abroad"}
+
+
+class Spelt:
+    """Word pieces are words; each has a direction of its own, but for synonyms, which are near."""
+
+    def piece_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[sum(map(ord, word)) for word in words(text)] for text in texts]
+
+    def piece_vectors(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array([self._vector(word) for word in words(text)], dtype=np.float32) for text in texts]
+
+    def _vector(self, word: str) -> np.ndarray:
+        vector = np.random.default_rng(sum(map(ord, SYNONYMS.get(word, word)))).normal(size=64)
+        return vector / np.linalg.norm(vector)
+
+
+def test_a_word_without_a_counterpart_tells_two_questions_apart_whose_embeddings_are_as_near() -> None:
+    texts = {
+        "Why was I charged abroad?": [1, 0.1],
+        "Why was I billed overseas?": [1, 0.1],
+        "Why was I refunded abroad?": [1, 0.1],
+    }
+    (asked, reworded, other), vectors = texts, dict(texts)
+    shares = matched([(asked, reworded), (asked, other)], list(texts), Spelt())
+    assert shares[0] == pytest.approx(1.0, abs=1e-5)
+    assert shares[1] < 0.8
+    assert matched([], [], Spelt()) == []
+    for text, seen in ((reworded, 1), (other, 0)):
+        found = similar([*rows("train", text), *rows("test", asked)], embed(vectors), threshold=1.4, pieces=Spelt())
+        assert len(found) == seen
 
 
 def test_two_texts_alone_are_judged_by_their_cosine() -> None:
