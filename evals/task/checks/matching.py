@@ -29,7 +29,7 @@ def matched(pairs: Sequence[tuple[str, str]], every: Sequence[str], pieces: Piec
     A piece counts by its highest cosine with the other's pieces, weighted by its inverse document frequency in `every`: what
     stands in all questions of a task tells nothing.
     """
-    texts = sorted({text for pair in pairs for text in pair})
+    texts = sorted({text for pair in pairs for text in pair}, key=lambda text: (len(text), text))
     if not texts:
         return []
     frequency = Counter(piece for ids in pieces.piece_ids(every) for piece in set(ids))
