@@ -30,10 +30,11 @@ class Checked:
     mask: TrainingMask | None
 
 
-def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool = True) -> Checked:
+def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool = True, fetch: bool = False) -> Checked:
     """Every check on a task's rows. What needs a model that is not on this machine is left out, aloud.
 
-    `embed`: whether to embed the rows too, for label noise and for likeness in meaning.
+    `embed`: whether to embed the rows too, for label noise and for likeness in meaning. `fetch`: whether to fetch the models
+    that are not here: a run needs them next anyway.
     """
     mask: TrainingMask | None = None
     findings: list[Finding] = []
@@ -50,7 +51,7 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
     started = time.monotonic()
     timed("personal data", personal_data(task.rows), started)
     started = time.monotonic()
-    engine = _engine_here(task, session)
+    engine = _engine_here(task, session, fetch=fetch)
     if engine is None:
         not_checked.append(_why_no_lengths(task))
     rows = row_checks(
@@ -68,7 +69,7 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
     name = task.located(task.spec.embeddings.model_name_or_path)
     if not embed:
         not_checked.append("label noise and likeness in meaning (they need the rows embedded)")
-    elif not is_here(name):
+    elif not fetch and not is_here(name):
         not_checked.append(
             f"label noise and likeness in meaning: the embedding model {name} is not on this machine yet (`advisor bench` fetches it)"
         )
@@ -93,10 +94,12 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
     return Checked(Checks(tuple(ordered), tuple(not_checked), seconds), mask)
 
 
-def _engine_here(task: Task, session: Session) -> HfEngine | None:
+def _engine_here(task: Task, session: Session, *, fetch: bool) -> HfEngine | None:
     """The engine to count tokens with, where its tokeniser is on this machine."""
     model = task.spec.model
-    return session.weights if not model.served and is_here(task.located(model.model_name_or_path)) else None
+    if model.served or not (fetch or is_here(task.located(model.model_name_or_path))):
+        return None
+    return session.weights
 
 
 def _why_no_lengths(task: Task) -> str:

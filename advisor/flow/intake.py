@@ -57,7 +57,7 @@ def intake(task: Task, run: Run, session: Session) -> Checks:
         if kept:
             checks = from_record(kept)
         else:
-            checks = check_data(task, session, run.on_event).checks
+            checks = check_data(task, session, run.on_event, fetch=True).checks
             write_json(run.path("checks.json"), {"input_hash": key, **checks.record()})
         tell(checks, run.on_event)
         sizes = ", ".join(f"{name} {len(task.split(name))}" for name in ("train", "dev", "test"))
