@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from evals.candidate import Answer
 from evals.engines.embed import Embedder
@@ -141,9 +142,17 @@ def _consistency(
         answer = items[variant.example.id]
         if not answer.skipped:
             others.setdefault(variant.of, []).append(answer.output)
-    by_id = {example.id: example for example in examples}
+    # All at once: a metric may start a process for each call.
+    asked = [
+        (example, one, other)
+        for example in examples
+        for one, other in product(sorted({items[example.id].output, *others.get(example.id, ())}), repeat=2)
+        if example.id in others
+    ]
+    scores = decides([(replace(example, target=other), one) for example, one, other in asked])
+    known = {(example.id, one, other): score for (example, one, other), score in zip(asked, scores, strict=True)}
 
-    def same(of: Example) -> Callable[[str, str], float]:
-        return lambda one, other: decides([(replace(of, target=other), one)])[0]
+    def agreed(name: str) -> float:
+        return agreement(items[name].output, others[name], lambda one, other: known[name, one, other])
 
-    return {name: {options.label: agreement(items[name].output, some, same(by_id[name]))} for name, some in others.items()}
+    return {name: {options.label: agreed(name)} for name in others}

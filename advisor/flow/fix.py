@@ -73,7 +73,7 @@ def fix(task_file: Path, out: Path, on_event: OnEvent) -> Fixed:
     changes = [
         Change(one.file, one.line, "left out", f"{one.key}: {one.message}" if one.key else one.message) for one in unread
     ]
-    written, kept = {}, {}
+    cleaned: dict[str, tuple[Path, list[dict[str, object]]]] = {}
     for split, rows in intake.given.items():
         bodies, made = _cleaned(rows, faults, drops)
         changes += made
@@ -83,8 +83,11 @@ def fix(task_file: Path, out: Path, on_event: OnEvent) -> Fixed:
             continue
         if path.exists():
             raise AdvisorError("there is such a file already", where=str(path), do="name another with --fix, or move it away.")
-        written[split], kept[split] = path, len(bodies)
+        cleaned[split] = path, bodies
+    for path, bodies in cleaned.values():
         write_jsonl(path, bodies)
+    written = {split: path for split, (path, _) in cleaned.items()}
+    kept = {split: len(bodies) for split, (_, bodies) in cleaned.items()}
     return Fixed(written, kept, tuple(sorted(changes, key=lambda one: (one.file, one.line))), tuple(remaining))
 
 
