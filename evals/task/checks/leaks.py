@@ -293,11 +293,14 @@ def clusters(texts: Sequence[str]) -> list[int]:
             number = root[number]
         return number
 
-    def anything(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return np.ones(len(first), dtype=np.bool_)
+    def apart(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        # What is joined already, by whatever way, need not be compared: questions about one passage are many pairs.
+        roots = np.array([find(number) for number in range(len(root))], dtype=np.int64)
+        different: NDArray[np.bool_] = roots[first] != roots[second]
+        return different
 
     for search in (quoted, near, edited):
-        for pair in search(some, anything):
+        for pair in search(some, apart):
             root[find(pair.first)] = find(pair.second)
     numbers: dict[int, int] = {}
     return [numbers.setdefault(find(number), len(numbers)) for number in own]

@@ -38,6 +38,8 @@ TURN_OF_PHRASE = 50
 REPEATED_SHARE, REPEATED_TEXTS, REPEATED_OF_FEW, FEWEST = 0.05, 50, 0.8, 10
 # Pairs held at a time, and from how many on the work is worth showing.
 CHUNK, WORTH_SHOWING = 1 << 21, 1 << 20
+# Candidates that are verified before the caller is asked again which ones are wanted.
+ASKED_AGAIN = 2048
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _texts_of_gram(grams: Grams) -> Numbers:
     return own
 
 
-def near(some: Corpus, allowed: Allowed, on_event: OnEvent = ignore) -> list[Pair]:
+def near(some: Corpus, allowed: Allowed, on_event: OnEvent = ignore) -> Iterator[Pair]:
     """Pairs of SHORT words or more whose sets of word pairs have a Jaccard index of at least 0.8, and the same numbers."""
     import numpy as np
 
@@ -193,14 +195,12 @@ def near(some: Corpus, allowed: Allowed, on_event: OnEvent = ignore) -> list[Pai
             sets[number] = frozenset(pairwise(text))
         return sets[number]
 
-    pairs = []
     for first, second in _sharing(grams.hashes, grams.owners, reach, close, on_event, "comparing long texts"):
         for one, other in zip(first.tolist(), second.tolist(), strict=True):
             shared = len(of(one) & of(other))
             jaccard = shared / (len(of(one)) + len(of(other)) - shared)
             if jaccard >= JACCARD and same_fixed(some.texts[one], some.texts[other]):
-                pairs.append(Pair(one, other, jaccard))
-    return pairs
+                yield Pair(one, other, jaccard)
 
 
 def _sharing(
@@ -252,7 +252,7 @@ def _within(
         start = stop
 
 
-def quoted(some: Corpus, allowed: Allowed, on_event: OnEvent = ignore) -> list[Pair]:
+def quoted(some: Corpus, allowed: Allowed, on_event: OnEvent = ignore) -> Iterator[Pair]:
     """Pairs of which one holds the other, or a large part of it, word for word: the words of the longest shared run.
 
     At least 8 words, and all of a text under SHORT words (else every "I would like to know the rate of …" would be one), half
@@ -272,19 +272,19 @@ def quoted(some: Corpus, allowed: Allowed, on_event: OnEvent = ignore) -> list[P
         for first, second in _within(grams.hashes[kept], grams.owners[kept], allowed, on_event, "comparing runs of words"):
             seen.append(np.unique(first * base + second))
     codes = np.unique(np.concatenate(seen)) if seen else np.zeros(0, dtype=np.int64)
-    pairs = []
-    for first, second in zip(
-        (codes // max(1, len(some.texts))).tolist(), (codes % max(1, len(some.texts))).tolist(), strict=True
-    ):
-        shorter, longer = sorted((first, second), key=lambda one: len(some.texts[one]))
-        needed = _needed(len(some.texts[shorter]))
-        if repeats[first] or repeats[second]:
-            run = longest_run(_of(some, shorter), _of(some, longer), needed)
-        else:
-            run = _run_of_grams(own(shorter), own(longer))
-        if run >= needed and _holds(some.texts[longer], some.texts[shorter]):
-            pairs.append(Pair(first, second, run))
-    return pairs
+    for start in range(0, len(codes), ASKED_AGAIN):
+        firsts, seconds = (some_codes for some_codes in np.divmod(codes[start : start + ASKED_AGAIN], max(1, len(some.texts))))
+        # Asked again: the caller may know more by now.
+        still = allowed(firsts, seconds) if start else np.ones(len(firsts), dtype=np.bool_)
+        for first, second in zip(firsts[still].tolist(), seconds[still].tolist(), strict=True):
+            shorter, longer = sorted((first, second), key=lambda one: len(some.texts[one]))
+            needed = _needed(len(some.texts[shorter]))
+            if repeats[first] or repeats[second]:
+                run = longest_run(_of(some, shorter), _of(some, longer), needed)
+            else:
+                run = _run_of_grams(own(shorter), own(longer))
+            if run >= needed and _holds(some.texts[longer], some.texts[shorter]):
+                yield Pair(first, second, run)
 
 
 def _by_text(grams: Grams, count: int) -> Callable[[int], tuple[NDArray[np.uint64], Numbers]]:

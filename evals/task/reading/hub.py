@@ -83,10 +83,11 @@ def _check_folder(folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from evals.task.reading.parquet_file import check_parquet
+    from evals.task.reading.parquet_file import check_parquet, probe
 
     for path in sorted(folder.rglob("*.parquet"))[:1000]:
         try:
+            probe(path)
             with parquet.ParquetFile(path) as file:
                 check_parquet(file)
         except FileError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +16,44 @@ from evals.task.reading.text_file import MAX_BYTES, MAX_LINES, FileError
 ROWS_AT_ONCE = 500
 MAX_CELLS = 20_000_000
 MAX_COLUMNS = 1000
+PROBE_SECONDS = 120.0
+PROBE = "import sys; sys.path.append(sys.argv[1]); from evals.task.reading.parquet_file import consume; consume(sys.argv[2])"
 
 
 def parquet_rows(path: Path) -> Iterator[RawRow | Fault]:
     """Rows, counted from 1. Raises FileError for a file that is broken or too large, before or while it is read."""
     import pyarrow as pa
 
+    probe(path)
     try:
         yield from _rows(path)
     except (pa.ArrowException, OSError, ValueError, MemoryError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileError(f"not a Parquet file that can be read: {reason}") from error
+
+
+def probe(path: Path) -> None:
+    """Read the file once in a process apart: the library aborts on some broken files, and takes its process with it.
+
+    Raises FileError where it does, or takes too long. Whatever else is wrong is found when the file is read here.
+    """
+    command = [sys.executable, "-P", "-c", PROBE, str(Path(__file__).parents[3]), str(path)]
+    try:
+        quiet = subprocess.DEVNULL
+        done = subprocess.run(command, check=False, stdin=quiet, stdout=quiet, stderr=quiet, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise FileError(f"not a Parquet file that can be read: more than {PROBE_SECONDS:.0f} s") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot be read: {error}") from error
+    if done.returncode != 0:
+        raise FileError("not a Parquet file that can be read: it breaks the library that reads it")
+
+
+def consume(path: str) -> None:
+    """What the probe does: read everything, and say nothing of errors that are errors."""
+    with suppress(Exception):
+        for _ in _rows(Path(path)):
+            pass
 
 
 def _rows(path: Path) -> Iterator[RawRow | Fault]:
