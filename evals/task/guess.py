@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.metrics.number import parse_number
-from evals.metrics.structured import parse_object
-from evals.task.load import MAX_LABELS
 from evals.task.spec import OutputType
+from evals.task.targets import MAX_LABELS, MIN_ROWS_FOR_LABELS, come_again, inferred_type
 
 # The surer, the earlier. A column is recognised by its whole name, or by a word of it ("customer_message").
 INPUT_NAMES = (
@@ -46,7 +45,6 @@ OTHER_WORDS = {
 LOOKED_AT = 1000
 MAX_COLUMNS = 1000
 LABEL_LENGTH = 60
-MIN_ROWS_FOR_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -168,14 +166,15 @@ def _fewest_values(columns: Sequence[Column], rows: int) -> Guess | None:
 def guess_output(targets: Sequence[str], column: str) -> Output:
     """What an answer is, by the rule that reads a task without `output:`. Whole numbers in a column of labels are labels."""
     distinct = sorted(set(targets))
-    few = len(targets) >= MIN_ROWS_FOR_LABELS and 2 <= len(distinct) <= min(MAX_LABELS, len(targets) // 4)
-    short = all(len(one) <= LABEL_LENGTH for one in distinct)
-    if targets and all(parse_object(one) is not None for one in targets):
-        return Output("json", (), "all answers are JSON objects")
-    if targets and all(parse_number(one) is not None for one in targets):
-        if few and set(words(column)) & {"label", "class", "category", "intent", "sentiment"}:
+    few = come_again(len(distinct), len(targets))
+    match inferred_type(targets):
+        case "json":
+            return Output("json", (), "all answers are JSON objects")
+        case "number" if few and set(words(column)) & {"label", "class", "category", "intent", "sentiment"}:
             return Output("label", tuple(distinct), f"{len(distinct)} different numbers, in a column of labels")
-        return Output("number", (), "all answers are numbers")
-    if few and short:
-        return Output("label", tuple(distinct), f"{len(targets):,} answers, {len(distinct)} different ones")
-    return Output("text", (), f"{len(distinct):,} different answers among {len(targets):,}")
+        case "number":
+            return Output("number", (), "all answers are numbers")
+        case "label" if all(len(one) <= LABEL_LENGTH for one in distinct):
+            return Output("label", tuple(distinct), f"{len(targets):,} answers, {len(distinct)} different ones")
+        case _:
+            return Output("text", (), f"{len(distinct):,} different answers among {len(targets):,}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,17 +12,15 @@ from evals.candidate import AnswerFormat
 from evals.engines.models import PINNED_EMBEDDINGS, PINNED_MODELS
 from evals.errors import AdvisorError, Problem, ProblemsError
 from evals.metrics import default_metric
-from evals.metrics.number import parse_number
 from evals.metrics.options import Options, plain_options
-from evals.metrics.structured import parse_object
 from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.reading.documents import Document, read_documents
 from evals.task.reading.formats import Row, read_rows
 from evals.task.spec import HubDataset, OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, named_groups, split_problems, time_problems
+from evals.task.targets import metric_problems, output_of, read_schema, target_problems
 
-MAX_LABELS = 100
 # How a server is reached changes no answer, and data's paths none either: neither is part of a run's identity.
 NOT_HASHED: Any = {"data": True, "model": {"api_key_env", "max_concurrency", "request_timeout"}}
 ONLY_MEND = "mend these and run `advisor check` again."
@@ -145,24 +141,7 @@ def read_intake(path: Path) -> Intake:
     said: list[str] = []
     problems: list[Problem] = []
 
-    given: dict[str, list[Row]] = {}
-    whole: dict[str, tuple[Row, ...]] = {}
-    liked_or_not: list[Example] = []
-    for name in NAMES:
-        source = getattr(spec.data, name)
-        if source is None:
-            continue
-        rows, found, detected = read_rows(source, folder, spec.columns, split=name)
-        problems += found
-        whole[name] = tuple(rows)
-        if detected:
-            said.append(f"{name}: {len(rows)} rows of {_called(source)}, format {detected}")
-        given[name] = _wanted(rows, name, liked_or_not, said)
-    if spec.data.preferences is not None:
-        rows, found, detected = read_rows(spec.data.preferences, folder, spec.columns, split="train")
-        problems += [*found, *_no_preference(rows)]
-        liked_or_not += [row.example for row in rows]
-        said.append(f"preferences: {len(rows)} rows of {_called(spec.data.preferences)}, format {detected}")
+    whole, given, liked_or_not = _read_rows(spec, folder, said, problems)
     documents: list[Document] = []
     if spec.data.documents:
         documents, found = read_documents(folder / spec.data.documents)
@@ -170,9 +149,9 @@ def read_intake(path: Path) -> Intake:
         said.append(f"documents: {len(documents)} below {spec.data.documents}")
 
     instruction = _instruction(spec, folder, problems)
-    schema = _schema(folder / spec.output.json_schema, problems) if spec.output.json_schema else None
+    schema = read_schema(folder / spec.output.json_schema, problems) if spec.output.json_schema else None
     unreadable = bool(problems)
-    output_type, labels = _output(spec, [row.example.target for row in given["train"]], said)
+    output_type, labels = output_of(spec, [row.example.target for row in given["train"]], said)
     every = [row for name in NAMES for row in given.get(name, ())]
     timeless = time_problems(given["train"], spec.columns.time)
     problems += timeless
@@ -189,8 +168,8 @@ def read_intake(path: Path) -> Intake:
     # Of a file that was read in part only its rows are accused, not their number.
     problems += [one for one in split_problems(splits) if one.line or not unreadable]
     # Labels that were inferred from half a file accuse the rows of the other half.
-    problems += _target_problems(spec, folder, output_type, spec.output.labels if unreadable else labels, every, schema)
-    problems += _metric_problems(spec, str(file))
+    problems += target_problems(spec, folder, output_type, spec.output.labels if unreadable else labels, every, schema)
+    problems += metric_problems(spec, str(file))
     if spec.gate.max_cost_per_1k is not None and not spec.prices.model_fields_set:
         problems.append(Problem(str(file), 0, "gate.max_cost_per_1k", "a limit on cost needs `prices:`"))
     if not spec.metric:
@@ -210,6 +189,31 @@ def read_intake(path: Path) -> Intake:
         tuple(said),
     )
     return Intake(task, tuple(problems), whole)
+
+
+def _read_rows(
+    spec: TaskSpec, folder: Path, said: list[str], problems: list[Problem]
+) -> tuple[dict[str, tuple[Row, ...]], dict[str, list[Row]], list[Example]]:
+    """The rows of each file as they were read, those of them that are answers to give, and the preference data."""
+    given: dict[str, list[Row]] = {}
+    whole: dict[str, tuple[Row, ...]] = {}
+    liked_or_not: list[Example] = []
+    for name in NAMES:
+        source = getattr(spec.data, name)
+        if source is None:
+            continue
+        rows, found, detected = read_rows(source, folder, spec.columns, split=name)
+        problems += found
+        whole[name] = tuple(rows)
+        if detected:
+            said.append(f"{name}: {len(rows)} rows of {_called(source)}, format {detected}")
+        given[name] = _wanted(rows, name, liked_or_not, said)
+    if spec.data.preferences is not None:
+        rows, found, detected = read_rows(spec.data.preferences, folder, spec.columns, split="train")
+        problems += [*found, *_no_preference(rows)]
+        liked_or_not += [row.example for row in rows]
+        said.append(f"preferences: {len(rows)} rows of {_called(spec.data.preferences)}, format {detected}")
+    return whole, given, liked_or_not
 
 
 def _called(source: str | HubDataset) -> str:
@@ -235,12 +239,6 @@ def _no_preference(rows: list[Row]) -> list[Problem]:
     ]
 
 
-def _metric_problems(spec: TaskSpec, file: str) -> list[Problem]:
-    if any(one.name == "json_schema" for one in spec.metric) and not spec.output.json_schema:
-        return [Problem(file, 0, "metric", "json_schema checks answers against `output: {schema: FILE}`, which is missing")]
-    return []
-
-
 def _instruction(spec: TaskSpec, folder: Path, problems: list[Problem]) -> str:
     """The text itself, or the file that it names (one word ending in .md or .txt)."""
     text = spec.instruction.strip()
@@ -252,93 +250,6 @@ def _instruction(spec: TaskSpec, folder: Path, problems: list[Problem]) -> str:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(str(path), 0, "instruction", f"cannot be read: {error}"))
         return ""
-
-
-def _output(spec: TaskSpec, targets: list[str], said: list[str]) -> tuple[OutputType, tuple[str, ...]]:
-    """The declared output type (declared labels are one), or the one that all targets of the training file fit."""
-    distinct = sorted(set(targets))
-    if spec.output.labels and not spec.output.type:
-        said.append("output type: label, since labels are declared")
-        return "label", spec.output.labels
-    if spec.output.type:
-        labels = spec.output.labels or (tuple(distinct) if spec.output.type == "label" else ())
-        return spec.output.type, labels
-    inferred: OutputType = "text"
-    if targets and all(parse_object(target) is not None for target in targets):
-        inferred = "json"
-    elif targets and all(parse_number(target) is not None for target in targets):
-        inferred = "number"
-    elif len(targets) >= 20 and 2 <= len(distinct) <= min(MAX_LABELS, len(targets) // 4):
-        inferred = "label"
-    said.append(f"output type: {inferred}, from the targets")
-    return inferred, tuple(distinct) if inferred == "label" else ()
-
-
-def _target_problems(
-    spec: TaskSpec,
-    folder: Path,
-    output_type: OutputType,
-    labels: tuple[str, ...],
-    rows: list[Row],
-    schema: dict[str, Any] | None,
-) -> list[Problem]:
-    """Targets that no right answer could have: not JSON, not of the schema, not a label, not a number."""
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    problems: list[Problem] = []
-    code = any(one.name == "code" for one in spec.metric)
-    # An empty registry: a schema that refers to an address is not fetched.
-    validator: Any = None if schema is None else Draft202012Validator(schema, registry=Registry())
-    for row in rows:
-        target = row.example.target
-        message = ""
-        if output_type == "json":
-            body = parse_object(target)
-            if body is None:
-                message = "the target is not a JSON object"
-            elif validator is not None:
-                try:
-                    error = next(iter(validator.iter_errors(body)), None)
-                    message = f"the target breaks the schema: {error.message[:200]}" if error else ""
-                except (Unresolvable, RecursionError, re.error) as error:
-                    where = str(folder / str(spec.output.json_schema))
-                    reason = str(error)[:200]
-                    problems.append(Problem(where, 0, "output.schema", f"the schema cannot be followed: {reason}"))
-                    validator = None
-        elif output_type == "number" and parse_number(target) is None:
-            message = "the target is not a number"
-        elif output_type == "label" and labels and target not in labels:
-            message = f"the target {target[:60]!r} is not one of the labels (declare it in `output: {{labels: […]}}`)"
-        if code and not message:
-            message = _no_program(target)
-        if message:
-            problems.append(Problem(row.file, row.line, spec.columns.output, message))
-    return problems
-
-
-def _no_program(target: str) -> str:
-    """Why a target is no Python that tests an answer, else an empty string."""
-    import ast
-
-    try:
-        return "" if ast.parse(target).body else "the metric `code` runs the tests in the target, and there are none"
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return f"the metric `code` runs the tests in the target, and it is no Python: {error}"
-
-
-def _schema(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
-        Draft202012Validator.check_schema(schema)
-    except (OSError, ValueError, SchemaError, RecursionError) as error:
-        reason = getattr(error, "message", str(error))
-        problems.append(Problem(str(path), 0, "output.schema", f"not a JSON Schema that can be read: {reason[:200]}"))
-        return None
-    return schema if isinstance(schema, dict) else None
 
 
 def find_task(name: str, examples: Path) -> Path:
