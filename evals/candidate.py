@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
-from evals.engines.engine import Engine, Message, Request
+from evals.engines.engine import Engine, Message, Request, Response
 from evals.task.example import Example
 
-Kind = Literal["trivial", "no_llm", "prompt", "rag", "tuned", "probe"]
+Kind = Literal["trivial", "no_llm", "prompt", "optimised", "tools", "rag", "tuned", "probe"]
 Placement = Literal["system", "inline"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a candidate says without asking a model."""
+    """What a candidate says: without asking a model, or at the end of an exchange with one.
+
+    `seconds` are the candidate's own, without the model's. `said` is the whole text that the answer was read from, where it
+    is more than the answer. `trace` tells how the answer came about (tool calls and their results, votes), as JSON values.
+    `skipped` is a reason where there is no answer.
+    """
 
     text: str
     seconds: float = 0.0
+    said: str = ""
+    trace: Sequence[Mapping[str, Any]] = ()
+    skipped: str = ""
+
+
+# A candidate that asks a model more than once about an example: it yields requests (their ids do not matter), is sent the
+# responses in the requests' order, and returns the answer.
+Exchange: TypeAlias = Generator[Sequence[Request], Sequence[Response], Answer]
+Step: TypeAlias = Request | Answer | Exchange
 
 
 class Candidate(Protocol):
     """One way to answer the task.
 
-    `requests` turns examples into model requests (or answers that need no model), in the same order; `parse` turns a
-    model's text into the answer that is scored. `settings` is everything that the answers depend on beside the
-    examples, as JSON: it keys the stored scores.
+    `requests` turns examples into what is done about each, in the same order: a request to the model, an exchange with it,
+    or an answer that needs no model; `parse` turns the model's text of a lone request into the answer that is scored.
+    `settings` is everything that the answers depend on beside the examples, as JSON: it keys the stored scores.
     """
 
     @property
@@ -37,8 +51,12 @@ class Candidate(Protocol):
     def engine(self) -> Engine | None: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
-    def requests(self, examples: Sequence[Example]) -> list[Request | Answer]: ...
+    def requests(self, examples: Sequence[Example]) -> Sequence[Step]: ...
     def parse(self, text: str) -> str: ...
+
+
+# Where the input of an example goes in a frame.
+INPUT = "{{input}}"
 
 
 @dataclass(frozen=True)
@@ -46,13 +64,16 @@ class PromptFormat:
     """How an instruction, demonstrations and an example become chat messages: the same for asking and for training.
 
     `placement` says where the instruction stands: as the system message, or before the input in the user's message
-    (small models often follow the second better). Source of the shot layout: Brown et al. 2020, as alternating turns.
+    (small models often follow the second better). `frame` is the text around an input, which stands for its `INPUT` mark.
+    Source of the shot layout: Brown et al. 2020, as alternating turns.
     """
 
     instruction: str
     placement: Placement = "system"
+    frame: str = INPUT
 
     def user(self, text: str) -> str:
+        text = self.frame.replace(INPUT, text)
         return f"{self.instruction}\n\n{text}" if self.placement == "inline" and self.instruction else text
 
     def messages(self, example: Example, shots: Sequence[Example] = (), *, context: Sequence[str] = ()) -> tuple[Message, ...]:
@@ -86,11 +107,15 @@ def first_line(text: str) -> str:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """How the task's answers look: what to cut from a model's text, and how long an answer may be (tokens)."""
+    """How the task's answers look: what to cut from a model's text, and how long an answer may be (tokens).
+
+    `after` is a mark that the answer stands behind, such as "Answer:" behind reasons.
+    """
 
     output_type: Literal["text", "label", "json", "number"]
     max_new_tokens: int
     labels: tuple[str, ...] = field(default=())
+    after: str = ""
 
     def parse(self, text: str) -> str:
         return text.strip() if self.output_type == "json" else first_line(text)

@@ -10,14 +10,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from evals.candidate import Answer, Candidate
+from evals.candidate import Candidate
 from evals.engines.engine import Request
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Note, OnEvent, Ticker
+from evals.exchange import exchanged
 from evals.metrics.consistency import variants
 from evals.metrics.metric import Metric
 from evals.records import content_hash, jsonable, read_json, read_jsonl, write_json, write_jsonl
-from evals.scores import Score, Scores, answered, consistency_options, scored, task_metrics
+from evals.scores import Score, Scores, consistency_options, scored, task_metrics, unscored
 from evals.task.load import Task
 
 
@@ -96,38 +97,23 @@ def evaluate(
     sampled = {one.example.id: one for one in more if one.kind == "sample"}
     every = [*examples, *(one.example for one in more)]
     todo = [one for one in every if one.id not in items]
-    by_id = {one.id: one for one in todo}
     ticker = Ticker(on_event, f"{candidate.name} on {split}", len(every), "items", done=len(items))
-    asked: list[Request] = []
+
+    def drawn(name: str, number: int, request: Request) -> Request:
+        one = sampled.get(name)
+        if one is None:
+            return request
+        # The requests of one round differ, and so must their seeds.
+        return replace(request, temperature=one.temperature, seed=((one.seed or 0) + number) % 2**31)
+
     # Written anew first: a crash may have left half a line at its end.
     write_jsonl(partial, items.values())
     with _appending(partial) as append:
-
-        def keep(one: Score) -> None:
-            items[one.id] = one
-            append(asdict(one))
+        steps = [(example.id, step) for example, step in zip(todo, candidate.requests(todo), strict=True)]
+        for found in exchanged(engine, steps, candidate.parse, drawn):
+            items[found.id] = unscored(found)
+            append(asdict(items[found.id]))
             ticker.advance()
-
-        for example, request in zip(todo, candidate.requests(todo), strict=True):
-            if isinstance(request, Answer):
-                keep(answered(example, request.text, request))
-            elif example.id in sampled:
-                drawn = sampled[example.id]
-                asked.append(replace(request, temperature=drawn.temperature, seed=drawn.seed))
-            else:
-                asked.append(request)
-        if asked:
-            if engine is None:
-                raise AdvisorError("a candidate asks a model but has no engine", where=candidate.name)
-            for response in engine.generate(asked):
-                keep(answered(by_id[response.id], candidate.parse(response.text), response))
-    missing = [one.id for one in every if one.id not in items]
-    if missing:
-        raise AdvisorError(
-            f"the engine left {len(missing)} of {len(every)} items without an answer, the first is {missing[0]}",
-            where=candidate.name,
-            do="run the same command again: it asks only for these.",
-        )
     items = {one.id: one for one in scored(task, metrics, examples, items)}
     for metric in metrics:
         for sentence in getattr(metric, "warnings", ()):

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
-from evals.candidate import Answer
 from evals.engines.embed import Embedder
-from evals.engines.engine import Engine, Response
+from evals.engines.engine import Engine
 from evals.engines.open import open_engine
 from evals.events import OnEvent
+from evals.exchange import Answered
 from evals.metrics import tolerant_score
 from evals.metrics.build import Surroundings, build_metrics
 from evals.metrics.consistency import agreement, variants
@@ -27,7 +28,8 @@ class Score:
     """One example's result. `metrics` holds the task's other metrics and `tolerant`, the tolerant reading of the first.
 
     `skipped` is a reason where there is no answer; such an item scores 0 and is counted apart. A metric that an item was
-    not measured by is not among its `metrics`.
+    not measured by is not among its `metrics`. `said` is what the model wrote, where that is more than the `output` that was
+    read from it; `trace` tells how the answer came about, where it took more than one request.
     """
 
     id: str
@@ -38,6 +40,8 @@ class Score:
     seconds: float = 0.0
     skipped: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    said: str = ""
+    trace: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,16 +96,19 @@ def task_metrics(
     )
 
 
-def answered(example: Example, text: str, response: Response | Answer) -> Score:
-    """An answer not yet scored: `text` as the candidate parsed it; `response` gives seconds, and tokens where a model was asked."""
+def unscored(found: Answered) -> Score:
+    """An answer that waits for its score."""
+    answer = found.answer
     return Score(
-        example.id,
+        found.id,
         0.0,
-        text,
-        getattr(response, "prompt_tokens", 0),
-        getattr(response, "output_tokens", 0),
-        round(response.seconds, 6),
-        response.skipped if isinstance(response, Response) else "",
+        answer.text,
+        found.prompt_tokens,
+        found.output_tokens,
+        round(found.seconds, 6),
+        answer.skipped,
+        said=answer.said,
+        trace=[dict(one) for one in answer.trace],
     )
 
 
@@ -114,16 +121,22 @@ def scored(task: Task, metrics: Sequence[Metric], examples: Sequence[Example], i
     values = {metric.name: metric(pairs) for metric in metrics}
     steady = _consistency(task, metrics[0], examples, items)
     found = []
-    for at, (example, output) in enumerate(pairs):
+    for at, (example, _) in enumerate(pairs):
         item = items[example.id]
         rest = {name: values[name][at] for name in task.metrics[1:] if name in values} | steady.get(example.id, {})
         if item.skipped:
             found.append(replace(item, metrics={**dict.fromkeys(rest, 0.0), "tolerant": 0.0}))
             continue
         decides = values[task.metric][at]
-        tolerant = tolerant_score(task.output_type, task.metric_options[0].name, output, example.target, task.labels)
-        found.append(replace(item, score=decides, metrics={**rest, "tolerant": max(decides, tolerant)}))
+        found.append(replace(item, score=decides, metrics={**rest, "tolerant": max(decides, _tolerant(task, example, item))}))
     return found
+
+
+def _tolerant(task: Task, example: Example, item: Score) -> float:
+    """The tolerant reading of the answer and of all that the model said, whichever is better."""
+    name = task.metric_options[0].name
+    texts = dict.fromkeys([item.output, item.said or item.output])
+    return max(tolerant_score(task.output_type, name, text, example.target, task.labels) for text in texts)
 
 
 def consistency_options(task: Task) -> Consistency | None:

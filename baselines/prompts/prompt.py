@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evals.candidate import Answer, AnswerFormat, Kind, PromptFormat
+from evals.candidate import AnswerFormat, Kind, PromptFormat
 from evals.engines.embed import Embedder
-from evals.engines.engine import Engine, Request
+from evals.engines.engine import Constraint, Engine, Request
+from evals.events import OnEvent, ignore
 from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.load import Task
@@ -22,7 +23,10 @@ Chooser = Callable[[Sequence[Example]], list[tuple[Example, ...]]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """`shots` chooses the demonstrations of each example; `shot_settings` says how, for the record's key."""
+    """`shots` chooses the demonstrations of each example; `shot_settings` says how, for the record's key.
+
+    Answers are greedy at `temperature` 0; above it they are drawn with `seed`.
+    """
 
     name: str
     engine: Engine
@@ -31,6 +35,10 @@ class Prompt:
     kind: Kind = "prompt"
     shots: Chooser | None = None
     shot_settings: Mapping[str, Any] | None = None
+    constraint: Constraint | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+    on_event: OnEvent = ignore
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -38,12 +46,22 @@ class Prompt:
             "prompt": asdict(self.prompt_format),
             "answer": asdict(self.answer_format),
             "shots": dict(self.shot_settings or {}),
+            "constraint": asdict(self.constraint) if self.constraint else None,
+            "temperature": self.temperature,
+            "seed": self.seed,
         }
 
-    def requests(self, examples: Sequence[Example]) -> list[Request | Answer]:
+    def requests(self, examples: Sequence[Example]) -> list[Request]:
         shots = self.shots(examples) if self.shots else [()] * len(examples)
         return [
-            Request(example.id, self.prompt_format.messages(example, chosen), self.answer_format.max_new_tokens)
+            Request(
+                example.id,
+                self.prompt_format.messages(example, chosen),
+                self.answer_format.max_new_tokens,
+                self.temperature,
+                self.seed,
+                constraint=self.constraint,
+            )
             for example, chosen in zip(examples, shots, strict=True)
         ]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from evals.engines.cache import ResponseCache, through
-from evals.engines.engine import Constraint, Request, Response
+from evals.engines.engine import Constraint, Message, Request, Response
 from evals.engines.retry import Gate, Patience, TryAgain, asked_wait
 from evals.errors import AdvisorError, did_you_mean
 from evals.events import Event, Note, OnEvent
@@ -35,6 +35,8 @@ MOST_STOPS = 4
 # A server that has never answered is more likely not there than busy.
 FIRST_CONTACT_FAILURES = 3
 MODELS_TIMEOUT = 30.0
+# What a chat template writes around a turn.
+TURN_TOKENS = 8
 # Around an answer out of a list stands `{"answer": "…"}`.
 WRAPPING_TOKENS = 24
 # vLLM; llama.cpp (a slot's own room, then the model's); OpenRouter; LM Studio and Mistral.
@@ -138,6 +140,10 @@ class EndpointEngine:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """An estimate on the high side, one token for 3 bytes of UTF-8: the server's tokeniser is not here."""
         return [math.ceil(len(text.encode("utf-8", "replace")) / 3) for text in texts]
+
+    def count_prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """As `count_tokens`, with the marks that a chat template puts around each turn."""
+        return [sum(self.count_tokens([one.content for one in turns])) + TURN_TOKENS * len(turns) for turns in prompts]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Kept answers first, then the server's, as they come."""

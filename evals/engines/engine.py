@@ -67,7 +67,8 @@ class Request:
 
     Decoding is greedy at temperature 0. Above it tokens are drawn from softmax(logits / temperature): with a `seed` the
     same ones each time (on the same engine and dtype), without one they are new each time, and are never kept in a cache.
-    The answer ends before the first of the strings in `stop`. `logprob` asks for the answer's log-probability.
+    The answer ends before the first of the strings in `stop`. `logprob` asks for the answer's log-probability. `tools` are
+    the functions that may be called, each as the JSON text of OpenAI's `{"type": "function", "function": {…}}`.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Request:
     stop: tuple[str, ...] = ()
     constraint: Constraint | None = None
     logprob: bool = False
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Response:
 
     `skipped` is a reason where the model could not be asked (a prompt longer than its context), else empty. `logprob` is
     the summed log-probability (natural) of the answer's tokens under the model, its end mark included, where it was asked
-    for and is known.
+    for and is known. `calls` are the tool calls that the model made (only where the request offered tools); `text` is then
+    what it said beside them.
     """
 
     id: str
@@ -97,6 +100,7 @@ class Response:
     truncated: bool = False
     skipped: str = ""
     logprob: float | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,16 @@ class Engine(Protocol):
         """Tokens that prompt and answer may have together."""
         ...
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the model's chat template (or the server) has a place for `Request.tools`."""
+        ...
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
+    def count_prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of each chat as it would be sent; an estimate on the high side where the tokeniser is elsewhere."""
+        ...
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
         """Responses in any order, each as soon as it is known, exactly one a request."""
         ...

@@ -107,6 +107,9 @@ class HfEngine:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._tokens(texts)]
 
+    def count_prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        return self.count_tokens([self.prompt_text(messages) for messages in prompts])
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to where the assistant begins, by the model's own template."""
         return self._tokens([self.prompt_text(messages)])[0]

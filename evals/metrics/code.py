@@ -16,8 +16,9 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+from evals.child import kill_group
 from evals.errors import AdvisorError
-from evals.metrics.child import PROGRAMS, kill_group
+from evals.metrics.metric import PROGRAMS
 from evals.metrics.options import Code as CodeOptions
 from evals.task.example import Example
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from evals.task.example import Example
+
+# Programs that metrics run in processes of their own.
+PROGRAMS = Path(__file__).parent / "children"
 
 
 class Metric(Protocol):

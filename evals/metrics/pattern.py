@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from evals.child import Child, Ended, Late
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent
-from evals.metrics.child import Child, Ended, Late
+from evals.metrics.metric import PROGRAMS
 from evals.metrics.options import Regex
 from evals.task.example import Example
 
@@ -42,7 +43,7 @@ class Pattern:
         late: list[str] = []
         while len(scores) < len(pairs):
             with ExitStack() as stack:
-                child = stack.enter_context(Child(["-I", "-S"], "search.py"))
+                child = stack.enter_context(Child(["-I", "-S"], PROGRAMS / "search.py"))
                 self._start(child)
                 try:
                     for _, answer in pairs[len(scores) :]:

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from evals.child import Child, Ended, Late
 from evals.errors import AdvisorError
-from evals.metrics.child import Child, Ended, Late
+from evals.metrics.metric import PROGRAMS
 from evals.metrics.options import PythonFunction as PythonOptions
 from evals.records import file_hash
 from evals.task.example import Example
@@ -50,7 +51,7 @@ class PythonFunction:
     def __call__(self, pairs: Sequence[tuple[Example, str]]) -> list[float]:
         if not pairs:
             return []
-        with Child(["-P"], "function.py", str(self.path), self.options.function, folder=self.folder) as child:
+        with Child(["-P"], PROGRAMS / "function.py", str(self.path), self.options.function, folder=self.folder) as child:
             return [self._score(child, example, answer) for example, answer in pairs]
 
     def _score(self, child: Child, example: Example, answer: str) -> float:

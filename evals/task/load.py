@@ -17,12 +17,16 @@ from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.reading.documents import Document, read_documents
 from evals.task.reading.formats import Row, read_rows
+from evals.task.reading.templates import Template, read_templates
 from evals.task.spec import HubDataset, OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, named_groups, split_problems, time_problems
 from evals.task.targets import metric_problems, output_of, read_schema, target_problems
+from evals.task.tools import Tool, read_tools
 
 # How a server is reached changes no answer, and data's paths none either: neither is part of a run's identity.
 NOT_HASHED: Any = {"data": True, "model": {"api_key_env", "max_concurrency", "request_timeout"}}
+# The folder of the user's own prompts, beside the task file.
+PROMPTS = "prompts"
 ONLY_MEND = "mend these and run `advisor check` again."
 MEND = "mend these (`advisor check --fix clean.jsonl` writes a copy without the bad rows) and run `advisor check` again."
 PINNED = {*PINNED_MODELS, *PINNED_EMBEDDINGS}
@@ -47,6 +51,8 @@ class Task:
     documents: tuple[Document, ...]
     liked_or_not: tuple[Example, ...]
     said: tuple[str, ...]
+    templates: tuple[Template, ...] = ()
+    tools: tuple[Tool, ...] = ()
 
     @cached_property
     def train(self) -> tuple[Example, ...]:
@@ -96,6 +102,8 @@ class Task:
                 "schema": self.schema,
                 "liked_or_not": self.liked_or_not,
                 "documents": self.documents,
+                "templates": self.templates,
+                "tools": self.tools,
             }
         )
 
@@ -150,6 +158,10 @@ def read_intake(path: Path) -> Intake:
 
     instruction = _instruction(spec, folder, problems)
     schema = read_schema(folder / spec.output.json_schema, problems) if spec.output.json_schema else None
+    templates = read_templates(folder / PROMPTS, problems)
+    if templates:
+        said.append(f"prompts: {', '.join(one.name for one in templates)} of {PROMPTS}/")
+    tools = read_tools(spec.tools, folder, problems)
     unreadable = bool(problems)
     output_type, labels = output_of(spec, [row.example.target for row in given["train"]], said)
     every = [row for name in NAMES for row in given.get(name, ())]
@@ -187,6 +199,8 @@ def read_intake(path: Path) -> Intake:
         tuple(documents),
         tuple(liked_or_not),
         tuple(said),
+        templates,
+        tools,
     )
     return Intake(task, tuple(problems), whole)
 

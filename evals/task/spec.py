@@ -14,6 +14,7 @@ from evals.metrics.options import MetricOptions, metric_options
 from evals.task.locate import locate
 from evals.task.model import ModelSpec
 from evals.task.strict import Strict
+from evals.task.tools import ToolsSpec
 
 OutputType = Literal["text", "label", "json", "number"]
 NonNegative = Field(ge=0)
@@ -68,6 +69,18 @@ class EmbeddingsSpec(Strict):
     model_name_or_path: str = "all-MiniLM-L6-v2"
 
 
+class OptimiseSpec(Strict):
+    """The search for a better instruction, on train: `requests` to the model at most (0: none), its own and the proposer's.
+
+    `methods`: `propose` (the proposer writes instructions, a race chooses), `gepa` (reflective evolution), `mipro` (DSPy's
+    MIPROv2, with the extra of that name). `proposer` writes the proposals; left out, the task's model does.
+    """
+
+    methods: tuple[Literal["propose", "gepa", "mipro"], ...] = ("propose",)
+    requests: int = Field(default=300, ge=0, le=1_000_000)
+    proposer: ModelSpec | None = None
+
+
 class TrafficSpec(Strict):
     requests_per_month: PositiveInt
     months: PositiveInt = 12
@@ -102,6 +115,8 @@ class TaskSpec(Strict):
     metric: tuple[MetricOptions, ...] = ()
     model: ModelSpec
     embeddings: EmbeddingsSpec = EmbeddingsSpec()
+    tools: ToolsSpec | None = None
+    optimise: OptimiseSpec = OptimiseSpec()
     target: float | None = Field(default=None, gt=0, le=1)
     traffic: TrafficSpec | None = None
     prices: PricesSpec = PricesSpec()

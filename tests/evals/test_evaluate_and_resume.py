@@ -190,7 +190,7 @@ def test_a_skipped_item_scores_nothing_and_keeps_its_reason(task: Task, engine: 
 
 def test_an_engine_that_leaves_items_out_is_found_and_asked_for_them(task: Task, engine: FakeEngine, tmp_path: Path) -> None:
     engine.leave_out = {"row-30"}
-    with pytest.raises(AdvisorError, match="1 of 8 items without an answer, the first is row-30"):
+    with pytest.raises(AdvisorError, match="1 of 8 requests without an answer, the first is of row-30"):
         evaluate(task, Asking(engine), "dev", tmp_path / "s", ignore)
     engine.leave_out = set()
     engine.asked.clear()

@@ -13,8 +13,6 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-PROGRAMS = Path(__file__).parent / "children"
-
 
 class Late(Exception):
     """The program did not answer in time. It has been killed."""
@@ -25,14 +23,14 @@ class Ended(Exception):
 
 
 class Child:
-    """A Python program of `children/`, asked one JSON line at a time. Use it as a context: at its end the program is killed.
+    """A Python program, asked one JSON line at a time. Use it as a context: at its end the program is killed.
 
     It runs in a session of its own, so that what it starts is killed with it, and its stderr goes nowhere.
     """
 
-    def __init__(self, flags: Sequence[str], program: str, *arguments: str, folder: Path | None = None) -> None:
+    def __init__(self, flags: Sequence[str], program: Path, *arguments: str, folder: Path | None = None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *flags, str(PROGRAMS / program), *arguments],
+            [sys.executable, *flags, str(program), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
