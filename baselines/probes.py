@@ -1,18 +1,24 @@
-"""Arms that nobody would ship, which the diagnosis needs: the gold passage, and an irrelevant one of about equal length."""
+"""Arms that nobody would ship, which the diagnosis needs: known passages, counts of demonstrations, repeated samples."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from baselines.prompts.prompt import answer_format
-from evals.candidate import Answer, AnswerFormat, Kind, PromptFormat
+from baselines.prompts.prompt import Prompt, answer_format
+from evals.candidate import AnswerFormat, Kind, PromptFormat
 from evals.engines.engine import Engine, Request
+from evals.events import OnEvent, ignore
 from evals.metrics.text import containment
 from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.load import Task
+
+SHOTS = (0, 2, 8, 32)
+SAMPLES = 5
+TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class GivenPassage:
             "passages": content_hash(self.passages),
         }
 
-    def requests(self, examples: Sequence[Example]) -> list[Request | Answer]:
+    def requests(self, examples: Sequence[Example]) -> list[Request]:
         return [
             Request(
                 example.id,
@@ -49,21 +55,37 @@ class GivenPassage:
 
 
 def irrelevant_passages(examples: Sequence[Example]) -> dict[str, str]:
-    """For each example the passage of nearest length that belongs to another group and does not hold the answer."""
+    """For each example text of other groups that does not hold the answer, as long as its own passage (to a word).
+
+    The passage of nearest length comes first; where it is shorter, the next ones follow until the length is reached.
+    """
     passages = {example.id: "\n\n".join(example.gold_passages) for example in examples}
     chosen = {}
     for example in examples:
-        own = passages[example.id]
-        others = [
+        length = len(passages[example.id])
+        others = {
             passages[other.id]
             for other in examples
             if other.id != example.id
             and (other.group is None or other.group != example.group)
             and example.target.lower() not in passages[other.id].lower()
             and not containment(passages[other.id], example.target)
-        ]
-        chosen[example.id] = min(others, key=lambda text: abs(len(text) - len(own)), default="")
+        }
+        text = ""
+        for other in sorted(others, key=lambda one: (abs(len(one) - length), one)):
+            text = f"{text}\n\n{other}" if text else other
+            if len(text) >= length:
+                break
+        chosen[example.id] = _cut(text, length)
     return chosen
+
+
+def _cut(text: str, length: int) -> str:
+    """At most `length` characters of the text, whole words of it where a space comes."""
+    if len(text) <= length:
+        return text
+    end = text.rfind(" ", 0, length + 1)
+    return text[: end if end > 0 else length]
 
 
 def knowledge_probes(task: Task, engine: Engine, split: str = "dev") -> list[GivenPassage]:
@@ -77,4 +99,36 @@ def knowledge_probes(task: Task, engine: Engine, split: str = "dev") -> list[Giv
     return [
         GivenPassage("gold_passage", engine, gold, inline, answers),
         GivenPassage("irrelevant_passage", engine, irrelevant_passages(examples), inline, answers),
+    ]
+
+
+def shot_probes(task: Task, engine: Engine, on_event: OnEvent = ignore) -> list[Prompt]:
+    """`shots_0` to `shots_32`: the same prompt with more and more of the same demonstrations, each set part of the next.
+
+    Counts that the training rows do not have are left out; what does not fit the context is left out by the prompt, aloud.
+    """
+    pool = list(task.train)
+    random.Random(task.spec.seed).shuffle(pool)
+    answers, system = answer_format(task, engine), PromptFormat(task.instruction, "system")
+    return [
+        Prompt(
+            f"shots_{count}",
+            engine,
+            system,
+            answers,
+            kind="probe",
+            shots=lambda examples, chosen=tuple(pool[:count]): [chosen] * len(examples),  # type: ignore[misc]
+            shot_settings={"choose": "nested", "count": count, "pool": content_hash(pool)},
+            on_event=on_event,
+        )
+        for count in SHOTS
+        if count <= len(pool)
+    ]
+
+
+def sample_probes(prompt: Prompt, seed: int) -> list[Prompt]:
+    """`sample_1` to `sample_5`: the same prompt drawn again and again, for pass@k."""
+    return [
+        replace(prompt, name=f"sample_{number + 1}", kind="probe", temperature=TEMPERATURE, seed=(seed + 7919 * number) % 2**31)
+        for number in range(SAMPLES)
     ]

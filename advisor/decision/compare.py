@@ -31,6 +31,15 @@ class Comparison:
         return self.low > 0 and self.p_adjusted < 0.05
 
 
+def signed(value: float) -> str:
+    """A difference of scores in points of 100."""
+    return f"{100 * value:+.1f}"
+
+
+def span_of(difference: float, low: float, high: float, n: int) -> str:
+    return f"{signed(difference)} points (95% interval {signed(low)} to {signed(high)}, n = {n})"
+
+
 def compare(a: Scores, b: Scores, groups: Sequence[str] | None) -> Comparison:
     """Raises AdvisorError where the two were not scored on the same items."""
     if [one.id for one in a.items] != [one.id for one in b.items] or a.split != b.split or a.metric != b.metric:

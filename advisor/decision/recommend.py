@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from advisor.decision.compare import Comparison, adjusted, compare
+from advisor.decision.compare import Comparison, adjusted, compare, signed, span_of
 from advisor.decision.cost import cheapness
+from advisor.decision.diagnosis import diagnose
 from evals.scores import Scores
 from evals.statistics.paired import mean_interval
 from evals.statistics.power import minimum_detectable_effect, required_n
 from evals.task.spec import PricesSpec
 
-Action = Literal["prompt", "no_llm", "rag", "fine_tune", "collect_data", "undecided"]
-ACTION_OF_KIND: dict[str, Action] = {"prompt": "prompt", "no_llm": "no_llm", "rag": "rag", "trivial": "no_llm"}
+Action = Literal["prompt", "optimised_prompt", "no_llm", "tools", "rag", "fine_tune", "collect_data", "undecided"]
+ACTION_OF_KIND: dict[str, Action] = {
+    "prompt": "prompt",
+    "optimised": "optimised_prompt",
+    "no_llm": "no_llm",
+    "tools": "tools",
+    "rag": "rag",
+    "trivial": "no_llm",
+}
+# Kinds that bring a part of their own to be built and kept running: an index, functions.
+NEEDS_MORE = {"rag": "retrieval", "tools": "tools"}
 TRAINING_ACTIONS = frozenset({"fine_tune", "fine_tune_with_context", "rag_on_tuned", "preference", "reinforcement"})
 
 
@@ -23,8 +33,7 @@ TRAINING_ACTIONS = frozenset({"fine_tune", "fine_tune_with_context", "rag_on_tun
 class Evidence:
     """All that was measured on dev: arms with unchanged weights, and the probe, a short training run on part of the rows.
 
-    `groups` names each item's cluster (None: every item is its own); `context` holds the knowledge probes where the task
-    has gold passages. `target` is the score that is good enough, `min_gain` the gain that training must bring. `served`:
+    `groups` names each item's cluster (None: every item is its own); `probes` hold what the diagnosis rests on. `target` is the score that is good enough, `min_gain` the gain that training must bring. `served`:
     the weights are on a server, so that training could not be probed.
     """
 
@@ -36,7 +45,7 @@ class Evidence:
     min_gain: float
     target: float | None
     prices: PricesSpec
-    context: tuple[Scores, ...] = ()
+    probes: tuple[Scores, ...] = ()
     spent: dict[str, float] = field(default_factory=dict)
     served: bool = False
 
@@ -65,13 +74,8 @@ class Recommendation:
         return self.action in TRAINING_ACTIONS
 
 
-def points(value: float) -> str:
-    """A difference of scores in points of 100, signed."""
-    return f"{100 * value:+.1f}"
-
-
 def span(one: Comparison) -> str:
-    return f"{points(one.difference)} points (95% interval {points(one.low)} to {points(one.high)}, n = {one.n})"
+    return span_of(one.difference, one.low, one.high, one.n)
 
 
 def recommend(evidence: Evidence) -> Recommendation:
@@ -82,7 +86,7 @@ def recommend(evidence: Evidence) -> Recommendation:
     3. nothing learnt: neither an arm nor the probe beats the trivial arms (undecided where the model is served, and
        training could not be tried);
     4. training does not pay: the probe's upper bound stays under the gain that counts, and the best arm is the answer
-       (retrieval only where it is shown to beat the best arm without it);
+       (retrieval or tools only where they are shown to beat the best arm without them);
     5. else undecided, with the number of items that would settle it.
 
     The best arm is chosen by the same items that it is compared on, which flatters it: a bias against training,
@@ -92,15 +96,15 @@ def recommend(evidence: Evidence) -> Recommendation:
     real = [arm for arm in evidence.arms if arm.kind != "trivial"]
     best_trivial = _best(trivial, evidence)
     best = _best(real or trivial, evidence)
-    others = [arm for arm in real if arm.kind != "rag"]
-    best_without_retrieval = _best(others or trivial, evidence)
+    others = [arm for arm in real if arm.kind not in NEEDS_MORE]
+    best_plain = _best(others or trivial, evidence)
 
     pairs: dict[str, tuple[Scores, Scores]] = {"best against trivial": (best, best_trivial)}
     if evidence.probe:
         pairs["probe against best"] = (evidence.probe, best)
         pairs["probe against trivial"] = (evidence.probe, best_trivial)
-    if best.kind == "rag":
-        pairs["retrieval against none"] = (best, best_without_retrieval)
+    if best.kind in NEEDS_MORE:
+        pairs["dearer against plain"] = (best, best_plain)
     comparisons = adjusted([compare(a, b, evidence.groups) for a, b in pairs.values()])
     index = {name: number for number, name in enumerate(pairs)}
     named = {name: comparisons[number] for name, number in index.items()}
@@ -109,11 +113,11 @@ def recommend(evidence: Evidence) -> Recommendation:
     if chosen is not None:
         action, candidate, reasons = chosen
     else:
-        action, candidate, reasons = _by_comparison(evidence, best, best_trivial, best_without_retrieval, named, index)
+        action, candidate, reasons = _by_comparison(evidence, best, best_trivial, best_plain, named, index)
     return Recommendation(
         action,
         candidate,
-        (*reasons, *_context_reasons(evidence)),
+        (*reasons, *(Reason("diagnosis", one.sentence) for one in diagnose(evidence.probes, evidence.arms, evidence.groups))),
         tuple(comparisons),
         dict(evidence.spent),
         tuple(_would_change(evidence, action, best, named)),
@@ -146,7 +150,7 @@ def _by_comparison(
     evidence: Evidence,
     best: Scores,
     best_trivial: Scores,
-    best_without_retrieval: Scores,
+    best_plain: Scores,
     named: dict[str, Comparison],
     index: dict[str, int],
 ) -> tuple[Action, str, list[Reason]]:
@@ -156,7 +160,7 @@ def _by_comparison(
     if gain and gain.better and gain.difference >= evidence.min_gain and named["probe against trivial"].better:
         sentence = (
             f"{part} beats the best candidate with unchanged weights ({best.candidate}, {best.mean:.3f}) "
-            f"by {span(gain)}; at least {points(evidence.min_gain)} was asked."
+            f"by {span(gain)}; at least {signed(evidence.min_gain)} was asked."
         )
         return "fine_tune", "tuned", [Reason("training_pays", sentence, index["probe against best"])]
     probe_learnt = named.get("probe against trivial")
@@ -178,12 +182,12 @@ def _by_comparison(
             [Reason("nothing_learnt", sentence, index["best against trivial"])],
         )
     if gain is None or gain.high < evidence.min_gain:
-        return _unchanged_weights(evidence, best, best_without_retrieval, gain, part, named, index)
+        return _unchanged_weights(evidence, best, best_plain, gain, part, named, index)
     n = required_n(max(abs(gain.difference), evidence.min_gain), _spread(gain))
     more = max(n - gain.n, gain.n // 2)
     sentence = (
         f"{part} differs from the best candidate with unchanged weights ({best.candidate}, {best.mean:.3f}) by {span(gain)}: "
-        f"a gain of {points(evidence.min_gain)} is neither shown nor ruled out. Inconclusive: about {more} more dev items "
+        f"a gain of {signed(evidence.min_gain)} is neither shown nor ruled out. Inconclusive: about {more} more dev items "
         "(or a probe on all rows) would settle it."
     )
     return "undecided", best.candidate, [Reason("undecided", sentence, index["probe against best"])]
@@ -192,7 +196,7 @@ def _by_comparison(
 def _unchanged_weights(
     evidence: Evidence,
     best: Scores,
-    best_without_retrieval: Scores,
+    best_plain: Scores,
     gain: Comparison | None,
     part: str,
     named: dict[str, Comparison],
@@ -200,21 +204,21 @@ def _unchanged_weights(
 ) -> tuple[Action, str, list[Reason]]:
     reasons = []
     chosen = best
-    retrieval = named.get("retrieval against none")
-    if retrieval:
+    needed = named.get("dearer against plain")
+    if needed:
         against = (
-            f"the best candidate without retrieval ({best_without_retrieval.candidate}, {best_without_retrieval.mean:.3f})"
+            f"the best candidate without retrieval or tools ({best_plain.candidate}, {best_plain.mean:.3f})"
         )
-        if retrieval.better:
-            sentence = f"{best.candidate} ({best.mean:.3f}) beats {against} by {span(retrieval)}."
+        if needed.better:
+            sentence = f"{best.candidate} ({best.mean:.3f}) beats {against} by {span(needed)}."
         else:
-            chosen = best_without_retrieval
-            sentence = f"{best.candidate} is not shown to beat {against}: {span(retrieval)}. The simpler one is preferred."
-        reasons.append(Reason("retrieval", sentence, index["retrieval against none"]))
+            chosen = best_plain
+            sentence = f"{best.candidate} is not shown to beat {against}: {span(needed)}. The simpler one is preferred."
+        reasons.append(Reason(NEEDS_MORE[best.kind], sentence, index["dearer against plain"]))
     if gain:
         sentence = (
             f"{part} differs from {best.candidate} ({best.mean:.3f}) by {span(gain)}: "
-            f"a gain of {points(evidence.min_gain)} is ruled out at that size of training."
+            f"a gain of {signed(evidence.min_gain)} is ruled out at that size of training."
         )
         reasons.append(Reason("training_does_not_pay", sentence, index["probe against best"]))
     learnt = named["best against trivial"]
@@ -234,24 +238,6 @@ def _spread(one: Comparison) -> float:
     return max((one.high - one.low) / (2 * 1.96) * math.sqrt(one.n), 1e-3)
 
 
-def _context_reasons(evidence: Evidence) -> list[Reason]:
-    """What the knowledge probes say: gold passage against an irrelevant one of equal length."""
-    by_name = {one.candidate: one for one in evidence.context}
-    if "gold_passage" not in by_name or "irrelevant_passage" not in by_name:
-        return []
-    knowledge = compare(by_name["gold_passage"], by_name["irrelevant_passage"], evidence.groups)
-    sentences = [
-        f"Knowledge: with the gold passage the model scores {by_name['gold_passage'].mean:.3f}, with an irrelevant one of about "
-        f"equal length {by_name['irrelevant_passage'].mean:.3f}: {span(knowledge)}."
-    ]
-    retrieved = [arm for arm in evidence.arms if arm.kind == "rag"]
-    if retrieved:
-        best = _best(retrieved, evidence)
-        loss = compare(by_name["gold_passage"], best, evidence.groups)
-        sentences.append(f"Retrieval loss (gold passage minus {best.candidate}): {span(loss)}.")
-    return [Reason("diagnosis", sentence) for sentence in sentences]
-
-
 def _would_change(evidence: Evidence, action: Action, best: Scores, named: dict[str, Comparison]) -> list[str]:
     said = []
     gain = named.get("probe against best")
@@ -265,7 +251,7 @@ def _would_change(evidence: Evidence, action: Action, best: Scores, named: dict[
     elif gain is not None:
         said.append(
             f"training on more than {evidence.train_rows} rows, or with more steps than the probe's: "
-            f"it would have to gain {points(evidence.min_gain - gain.difference)} points on what the probe reached"
+            f"it would have to gain {signed(evidence.min_gain - gain.difference)} points on what the probe reached"
         )
     elif evidence.served:
         said.append("a training probe, once the weights are named (`model: {engine: hf, model_name_or_path: …}`)")
@@ -283,7 +269,7 @@ def _cannot_tell(evidence: Evidence, best: Scores, trivial: Scores) -> list[str]
     said = [f"with {n} dev items, a difference under about {100 * mde:.0f} points can hardly be seen (power 80%)"]
     if n < 30:
         said.insert(0, f"{n} dev items carry hardly any claim: every sentence below is weak")
-    if not evidence.context:
+    if not any(one.candidate == "gold_passage" for one in evidence.probes):
         said.append("knowledge untested: not every dev row has a gold passage")
     skipped = [f"{arm.candidate} {arm.skipped}" for arm in evidence.arms if arm.skipped]
     if skipped:

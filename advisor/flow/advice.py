@@ -7,12 +7,13 @@ import time
 from dataclasses import asdict, replace
 
 from advisor.decision.compare import Comparison
+from advisor.decision.diagnosis import diagnose
 from advisor.decision.recommend import Evidence, Reason, Recommendation, recommend
 from advisor.flow.judged import uncalibrated
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
 from advisor.flow.tuned import expected, in_words, job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
-from baselines.probes import knowledge_probes
+from baselines.probes import knowledge_probes, sample_probes, shot_probes
 from baselines.rag.candidate import rag_arms, retrieval_recall
 from evals.evaluate import evaluate
 from evals.events import Note
@@ -84,10 +85,7 @@ def _gather(
     Without a recipe (a served model) it cannot be.
     """
     started = time.monotonic()
-    context = tuple(
-        evaluate(task, probe, "dev", run.path("probes"), run.on_event, session.metrics)
-        for probe in knowledge_probes(task, session.engine)
-    )
+    context = _probes(task, run, session)
     recall = _recall(task, session)
     groups = groups_of(task, "dev")
     probe: Scores | None = None
@@ -125,11 +123,20 @@ def _gather(
     )
     record: dict[str, object] = {
         "training_probe": {"rows": len(rows), "score": probe.mean, **asdict(trained)} if probe and trained else None,
-        "knowledge": {one.candidate: one.mean for one in context},
+        "scores": {one.candidate: one.mean for one in context},
+        "effects": diagnose(context, arms, groups),
         "retrieval_recall": recall,
         "tolerant": {arm.candidate: arm.average("tolerant") for arm in arms},
     }
     return evidence, record
+
+
+def _probes(task: Task, run: Run, session: Session) -> tuple[Scores, ...]:
+    """Known passages, counts of demonstrations, repeated samples: what the diagnosis rests on."""
+    engine = session.engine
+    shots = shot_probes(task, engine, run.on_event)
+    arms = [*knowledge_probes(task, engine), *shots, *sample_probes(shots[0], task.spec.seed)]
+    return tuple(evaluate(task, arm, "dev", run.path("probes"), run.on_event, session.metrics) for arm in arms)
 
 
 def _recall(task: Task, session: Session) -> dict[str, float]:

@@ -1,40 +1,70 @@
-"""Baselines: every arm with unchanged weights, scored on dev by the one `evaluate()`."""
+"""Baselines: every way to answer with unchanged weights, raced on dev; those that come through are scored on all of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from advisor.decision.raced import Race
+from advisor.flow.race import race
 from advisor.flow.run import Run
 from advisor.flow.session import Session
 from baselines.classic.classifier import classic_arms
-from baselines.prompts.prompt import prompt_arms
-from baselines.rag.candidate import rag_arms
+from baselines.prompts.arms import combined, prompt_arms
+from baselines.prompts.optimise.arms import optimised_arms
+from baselines.prompts.prompt import Prompt
+from baselines.rag.candidate import passage_search, rag_arms
+from baselines.tools.candidate import tool_arms
 from baselines.trivial import trivial_arms
 from evals.candidate import Candidate
 from evals.evaluate import evaluate
+from evals.events import Note, OnEvent
 from evals.scores import Scores
 from evals.task.load import Task
 
 
-def unchanged_arms(task: Task, session: Session) -> list[Candidate]:
-    """All candidates that leave the weights alone, cheapest kind first."""
+def unasking_arms(task: Task, session: Session) -> list[Candidate]:
+    """Candidates that ask no model: they cost next to nothing, and are scored on everything."""
+    return [*trivial_arms(task), *classic_arms(task, session.embedder)]
+
+
+def asking_arms(task: Task, session: Session, folder: Path, on_event: OnEvent) -> list[Candidate]:
+    """Candidates that ask the model as it is. What the search for instructions finds is kept in `folder`."""
     engine, embedder = session.engine, session.embedder
     return [
-        *trivial_arms(task),
-        *classic_arms(task, embedder),
-        *prompt_arms(task, engine, embedder, engine.context_length),
+        *prompt_arms(task, engine, embedder, on_event),
+        *optimised_arms(task, engine, session.proposer, session.metrics, folder / "optimised", on_event),
         *rag_arms(task, engine, embedder),
+        *tool_arms(task, engine, passage_search(task, embedder), session.metrics, on_event),
     ]
 
 
-def baselines(task: Task, run: Run, session: Session) -> tuple[Scores, ...]:
-    def make() -> tuple[tuple[Scores, ...], str, bool]:
+def baselines(task: Task, run: Run, session: Session) -> tuple[tuple[Scores, ...], Race]:
+    """Write `race.json` and `scores/dev/`."""
+
+    def make() -> tuple[tuple[tuple[Scores, ...], Race], str, bool]:
         before = _records(run)
-        arms = unchanged_arms(task, session)
+        arms, raced = _finalists(task, run.folder, session, run.on_event)
         scores = tuple(evaluate(task, arm, "dev", run.scores, run.on_event, session.metrics) for arm in arms)
         best = max((one for one in scores if one.kind != "trivial"), key=lambda one: one.mean)
         summary = f"{len(scores)} candidates on {len(task.dev)} dev items; best {best.candidate} {best.mean:.3f} {task.metric}"
-        return scores, summary, before == _records(run) and bool(before)
+        return (scores, raced), summary, before == _records(run) and bool(before)
 
     return run.stage("baselines", "Measure what unchanged weights can do", make)
+
+
+def finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> list[Candidate]:
+    """The candidates that `baselines` scores on all of dev."""
+    return _finalists(task, folder, session, on_event)[0]
+
+
+def _finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> tuple[list[Candidate], Race]:
+    asking = asking_arms(task, session, folder, on_event)
+    raced = race(task, asking, session, folder / "race.json", on_event)
+    if raced.left:
+        on_event(Note(raced.sentence()))
+    through = [arm for arm in asking if arm.name in raced.through]
+    better = combined(task, [arm for arm in through if isinstance(arm, Prompt)], session.engine, on_event)
+    return [*unasking_arms(task, session), *through, *better], raced
 
 
 def _records(run: Run) -> dict[str, int]:

@@ -13,7 +13,7 @@ from advisor.decision.cost import cheapness
 from advisor.decision.outcome import General, Reevaluation
 from advisor.decision.recommend import Recommendation
 from advisor.flow.advice import groups_of
-from advisor.flow.baselines import unchanged_arms
+from advisor.flow.baselines import finalists
 from advisor.flow.judged import judged_claim, judges
 from advisor.flow.run import EXAMPLES, Run
 from advisor.flow.session import Session
@@ -21,7 +21,7 @@ from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
 from evals.candidate import Candidate
 from evals.errors import AdvisorError
 from evals.evaluate import evaluate
-from evals.events import Note
+from evals.events import Note, ignore
 from evals.general.lm_eval import measure
 from evals.general.suites import quick_suite
 from evals.records import write_json
@@ -48,7 +48,7 @@ def reevaluation(
     """Write `scores/test/`, `general/` and `reevaluation.json`."""
 
     def make() -> tuple[Reevaluation, str, bool]:
-        candidates = {arm.name: arm for arm in unchanged_arms(task, session)}
+        candidates = {arm.name: arm for arm in finalists(task, run.folder, session, ignore)}
         names = _compared(arms, recommendation, trained is not None, task)
         if trained is not None:
             fmt = prompt_format(task, recipe_for(task, session.weights))

@@ -27,6 +27,12 @@ class Session:
     def engine(self) -> HfEngine | EndpointEngine:
         return self.engine_of(self.task.spec.model)
 
+    @cached_property
+    def proposer(self) -> HfEngine | EndpointEngine:
+        """Who writes instructions that are tried: the model that the task file names for it, or the task's own."""
+        named = self.task.spec.optimise.proposer
+        return self.engine if named is None else self.engine_of(named)
+
     def engine_of(self, model: ModelSpec) -> HfEngine | EndpointEngine:
         """The engine of a `model:`; the task's own is opened once, also where it judges."""
         if model == self.task.spec.model and "engine" in self.__dict__:

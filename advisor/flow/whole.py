@@ -35,8 +35,8 @@ def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict",
         checks = intake(task, run, session)
         journey = Journey(run.folder, task, checks=checks)
         if last >= STAGES.index("baselines"):
-            arms = baselines(task, run, session)
-            journey = replace(journey, arms=arms)
+            arms, raced = baselines(task, run, session)
+            journey = replace(journey, arms=arms, race=raced)
         if last >= STAGES.index("advice"):
             recommendation = advice(task, run, session, arms)
             journey = replace(journey, recommendation=recommendation)

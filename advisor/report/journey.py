@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advisor.decision.outcome import Reevaluation
+from advisor.decision.raced import Race
 from advisor.decision.recommend import Recommendation
 from advisor.gate.policy import Verdict
 from evals.scores import Scores
@@ -21,6 +22,7 @@ class Journey:
     folder: Path
     task: Task
     arms: tuple[Scores, ...] = ()
+    race: Race = Race()
     recommendation: Recommendation | None = None
     trained: TrainedAdapter | None = None
     reevaluated: Reevaluation | None = None

@@ -7,6 +7,8 @@ from typing import Any
 
 ACTIONS = {
     "prompt": "Prompt the model as it is; do not train.",
+    "optimised_prompt": "Prompt the model with the instruction that the search found; do not train.",
+    "tools": "Let the model call tools; do not train.",
     "no_llm": "Use no language model at all.",
     "rag": "Retrieve: put passages of the documents before the question; do not train.",
     "fine_tune": "Fine-tune (LoRA).",
@@ -115,6 +117,7 @@ def _dev(report: dict[str, Any]) -> str:
     count = report["dev"][0]["n"]
     metric = report["task"]["metrics"][0]
     text = f"## Unchanged weights, on {count} dev items\n\n{_scores(report['dev'], metric)}"
+    text += _race(report)
     recommendation = report["recommendation"]
     if recommendation and recommendation["comparisons"]:
         rows = [
@@ -129,6 +132,20 @@ def _dev(report: dict[str, Any]) -> str:
         text += "\n\nPaired on the same items, in points of 100 (Holm over the rows):\n\n"
         text += _table(["comparison", "difference", "95% interval", "p, adjusted"], rows)
     return text
+
+
+def _race(report: dict[str, Any]) -> str:
+    """Who left on how many items: their scores are of few items, and stand apart for it."""
+    raced = report.get("race")
+    if not raced:
+        return ""
+    rows = [
+        [f"`{one['candidate']}`", one["kind"], str(one["items"]), f"{one['score']:.3f}"] for one in reversed(raced["left"])
+    ]
+    return (
+        f"\n\nOther ways to ask left a race on the same items before its end, the lowest first "
+        f"({raced['spent']} answers spent on it):\n\n{_table(['left', 'kind', 'after items', 'score on them'], rows)}"
+    )
 
 
 def _training(report: dict[str, Any]) -> str:

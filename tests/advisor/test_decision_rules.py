@@ -28,8 +28,8 @@ def arm(name: str, kind: str, rate: float, n: int = 100, *, tokens: int = 100, s
     return Scores(name, kind, "dev", "accuracy", items)
 
 
-def evidence(*arms: Scores, probe: Scores | None, target: float | None = None, context: tuple[Scores, ...] = ()) -> Evidence:
-    return Evidence(tuple(arms), probe, 150, 300, None, 0.03, target, PricesSpec(), context)
+def evidence(*arms: Scores, probe: Scores | None, target: float | None = None, probes: tuple[Scores, ...] = ()) -> Evidence:
+    return Evidence(tuple(arms), probe, 150, 300, None, 0.03, target, PricesSpec(), probes)
 
 
 TRIVIAL = arm("t", "trivial", 0.1, tokens=0)
@@ -88,7 +88,7 @@ def test_the_cheapest_candidate_that_reaches_the_target_wins_even_against_a_bett
 def test_knowledge_probes_become_a_sentence_or_are_said_to_be_missing() -> None:
     context = (arm("gold_passage", "probe", 0.9), arm("irrelevant_passage", "probe", 0.1))
     arms = (TRIVIAL, arm("r", "rag", 0.8), arm("p", "prompt", 0.1))
-    with_them = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1), context=context))
+    with_them = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1), probes=context))
     assert any("Knowledge" in one.sentence and "+80.0" in one.sentence for one in with_them.reasons)
     without = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1)))
     assert any("knowledge untested" in one for one in without.cannot_tell)

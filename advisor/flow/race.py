@@ -1,0 +1,96 @@
+"""The race on dev: many ways to ask the model, of which only the best few are asked about every item."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from advisor.decision.cost import cheapness
+from advisor.decision.raced import Left, Race
+from advisor.flow.run import reuse
+from advisor.flow.session import Session
+from evals.candidate import Candidate
+from evals.evaluate import evaluate
+from evals.events import Event, Note, OnEvent, Ticker
+from evals.records import content_hash, write_json
+from evals.scores import Scores
+from evals.statistics.race import rejects_schedule
+from evals.task.load import Task
+
+# What the race may spend, in evaluations of the whole split; and how many candidates come through it.
+ROUNDS = 6
+COME_THROUGH = 4
+# What everyone asks for first stays, whatever it scores.
+REFERENCE = "zero_shot"
+
+
+def race(task: Task, arms: Sequence[Candidate], session: Session, path: Path, on_event: OnEvent) -> Race:
+    """Synchronized successive rejects over `arms`: all that are left answer the same items, and the lowest mean leaves.
+
+    Written to `path`, and read from there where it was run on the same arms and rows. Beside those that come through, the
+    last to leave of each other kind goes on, since the decision compares kinds, and so does plain zero-shot.
+    """
+    key = content_hash([task.hash(), [[arm.name, arm.settings, arm.engine.fingerprint if arm.engine else ""] for arm in arms]])
+    kept = reuse(path, key)
+    if kept:
+        left = tuple(Left(**one) for one in kept["left"])
+        return Race(tuple(kept["through"]), left, kept["items"], kept["spent"])
+    found = _run(task, arms, session, path.parent / "race", on_event)
+    write_json(path, {"input_hash": key, **asdict(found)})
+    return found
+
+
+def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, on_event: OnEvent) -> Race:
+    n = len(task.dev)
+    if len(arms) <= COME_THROUGH:
+        return Race(tuple(arm.name for arm in arms), items=n)
+    order = list(task.dev)
+    random.Random(task.spec.seed).shuffle(order)
+    running = list(arms)
+    left: list[Left] = []
+    last: dict[str, Scores] = {}
+    schedule = rejects_schedule(len(arms), ROUNDS * n, n)
+    spent, before = 0, 0
+    total = sum(
+        (items - earlier) * (len(arms) - at)
+        for at, (earlier, items) in enumerate(zip((0, *schedule), schedule, strict=False))
+        if len(arms) - at > COME_THROUGH
+    )
+    ticker = Ticker(on_event, "the race on dev", total, "answers")
+    for items in schedule:
+        if len(running) <= COME_THROUGH:
+            break
+        some = task.with_split("dev", order[:items])
+        for arm in running:
+            last[arm.name] = evaluate(some, arm, "dev", folder, _only_notes(on_event), session.metrics)
+            spent += items - before
+            ticker.advance(items - before)
+        before = items
+        # Of equals the dearest leaves.
+        served = task.spec.model.served
+        out = min(running, key=lambda arm: (last[arm.name].mean, *_dear(last[arm.name], task, served)))
+        running.remove(out)
+        left.append(Left(out.name, out.kind, items, last[out.name].mean))
+    through = [arm.name for arm in running]
+    kinds = {arm.kind for arm in running}
+    for one in reversed(left):
+        if one.candidate == REFERENCE or one.kind not in kinds:
+            through.append(one.candidate)
+            kinds.add(one.kind)  # type: ignore[arg-type]
+    return Race(tuple(through), tuple(one for one in left if one.candidate not in through), n, spent)
+
+
+def _dear(scores: Scores, task: Task, served: bool) -> tuple[float, ...]:
+    return tuple(-one for one in cheapness(scores, task.spec.prices, served=served))
+
+
+def _only_notes(on_event: OnEvent) -> OnEvent:
+    """The race has a progress of its own, and a mean on few items is no result."""
+
+    def told(event: Event) -> None:
+        if isinstance(event, Note):
+            on_event(event)
+
+    return told
