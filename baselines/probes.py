@@ -55,7 +55,7 @@ class GivenPassage:
 
 
 def irrelevant_passages(examples: Sequence[Example]) -> dict[str, str]:
-    """For each example text of other groups that does not hold the answer, as long as its own passage (to a word).
+    """For each example text of other groups that does not hold the answer, as long as its own passage.
 
     The passage of nearest length comes first; where it is shorter, the next ones follow until the length is reached.
     """
@@ -76,16 +76,8 @@ def irrelevant_passages(examples: Sequence[Example]) -> dict[str, str]:
             text = f"{text}\n\n{other}" if text else other
             if len(text) >= length:
                 break
-        chosen[example.id] = _cut(text, length)
+        chosen[example.id] = text[:length]
     return chosen
-
-
-def _cut(text: str, length: int) -> str:
-    """At most `length` characters of the text, whole words of it where a space comes."""
-    if len(text) <= length:
-        return text
-    end = text.rfind(" ", 0, length + 1)
-    return text[: end if end > 0 else length]
 
 
 def knowledge_probes(task: Task, engine: Engine, split: str = "dev") -> list[GivenPassage]:

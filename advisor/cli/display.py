@@ -108,7 +108,7 @@ def print_journey(journey: Journey) -> None:
         scores, split = journey.arms, "dev"
     if scores:
         table = Table(title=f"{journey.task.name}: {metric} on the {split}", title_justify="left")
-        for name in ("candidate", "kind", metric, "tokens in", "tokens out"):
+        for name in ("candidate", "kind", metric, "tokens in", "tokens out", "ms"):
             table.add_column(name, justify="left" if name in {"candidate", "kind"} else "right")
         for one in sorted(scores, key=lambda row: -row.mean):
             table.add_row(
@@ -117,8 +117,11 @@ def print_journey(journey: Journey) -> None:
                 f"{one.mean:.3f}",
                 f"{one.average('prompt_tokens'):.0f}",
                 f"{one.average('output_tokens'):.0f}",
+                f"{1000 * one.average('seconds'):.1f}",
             )
         console.print(table)
+        if journey.race.left and not journey.reevaluated:
+            console.print(f"{journey.race.sentence()}; the report tells which.")
     if journey.recommendation:
         console.print(
             f"[bold]Recommendation: {journey.recommendation.action}[/bold] ({escape(journey.recommendation.candidate)})"

@@ -44,7 +44,8 @@ def race(task: Task, arms: Sequence[Candidate], session: Session, path: Path, on
 
 def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, on_event: OnEvent) -> Race:
     n = len(task.dev)
-    if len(arms) <= COME_THROUGH:
+    # A budget that hardly goes round would drop arms unseen.
+    if len(arms) <= COME_THROUGH or ROUNDS * n < 3 * len(arms):
         return Race(tuple(arm.name for arm in arms), items=n)
     order = list(task.dev)
     random.Random(task.spec.seed).shuffle(order)
