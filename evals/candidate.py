@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from evals.engines.engine import Engine, Message, Request, Response
+from evals.metrics.number import MENTIONED
+from evals.metrics.structured import MAX_STARTS, START
 from evals.task.example import Example
 
 Kind = Literal["trivial", "no_llm", "prompt", "optimised", "tools", "rag", "tuned", "probe"]
@@ -105,6 +110,11 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
+def last_line(text: str) -> str:
+    """The last line with anything on it, stripped: where a conclusion stands."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 @dataclass(frozen=True)
 class AnswerFormat:
     """How the task's answers look: what to cut from a model's text, and how long an answer may be (tokens).
@@ -118,4 +128,85 @@ class AnswerFormat:
     after: str = ""
 
     def parse(self, text: str) -> str:
-        return text.strip() if self.output_type == "json" else first_line(text)
+        """The answer in a model's text: all of it for JSON, else its first line (or a label of several). Never raises.
+
+        With `after`, of the text behind the last such mark that anything follows: in any case, emphasised or not
+        (`**Answer:** red`, `**Answer: red**`), with "is" before its colon or without; JSON may stand in a code fence there.
+        Where there is no mark the answer is the last number, the last JSON object, or the last line (of "The answer is
+        red." what follows "is").
+        """
+        if self.after:
+            text = _concluded(text, self.after, self.output_type)
+        whole = text.strip()
+        if self.output_type == "json" or (self.output_type == "label" and whole in {one.strip() for one in self.labels}):
+            return whole
+        return first_line(text)
+
+
+FENCED = re.compile(r"(`{3,}+|~{3,}+)[^\S\n]*(?:json)?[^\S\n]*\n(.*?)\n?[^\S\n]*\1[`~]*", re.DOTALL | re.IGNORECASE)
+
+
+def _concluded(text: str, after: str, output_type: str) -> str:
+    """The part of a text with reasons that the answer is read from."""
+    marks = list(_mark(after).finditer(text))
+    for mark in reversed(marks):
+        behind = text[mark.end() :].strip()
+        if behind:
+            wrap = "" if mark["inside"] or mark["closed"] else mark["wrap"]
+            return _unwrapped(behind, wrap, output_type)
+    if marks:
+        text = text[: marks[0].start()]
+    if output_type == "json":
+        return _last_object(text)
+    if output_type == "number":
+        return _last_number(text)
+    line = last_line(text)
+    said = list(re.finditer(rf"\b{_words(after)}\s+is\b", line, re.IGNORECASE))
+    return (line[said[-1].end() :].strip() if said else "") or line
+
+
+def _words(after: str) -> str:
+    """A pattern for the mark without its colon; any white space stands between its words."""
+    return r"\s+".join(map(re.escape, after.rstrip(":： ").split()))
+
+
+def _mark(after: str) -> re.Pattern[str]:
+    """`wrap` is the emphasis that begins before the mark; it may end before (`inside`) or after (`closed`) its colon."""
+    colon = r"(?:\s+is)?(?P<inside>(?P=wrap))?\s*[:：](?P<closed>(?P=wrap))?" if after.rstrip().endswith((":", "：")) else ""
+    colon = colon or r"(?P<inside>(?P=wrap))?(?P<closed>(?P=wrap))?"
+    # Not inside a word; an underscore before it is emphasis.
+    start = r"(?<![^\W_])" if after[:1].isalnum() else ""
+    return re.compile(rf"{start}(?P<wrap>[*_`]{{0,3}}){_words(after)}{colon}", re.IGNORECASE)
+
+
+def _unwrapped(text: str, wrap: str, output_type: str) -> str:
+    """Without the emphasis that began before the mark, and for JSON without the code fence around it."""
+    if output_type == "json":
+        text = text.removesuffix(wrap).strip()
+        fenced = FENCED.match(text)
+        return fenced[2] if fenced else text
+    first, *rest = text.splitlines()
+    return "\n".join([first.rstrip().removesuffix(wrap), *rest])
+
+
+def _last_number(text: str) -> str:
+    """The last number as it is written, else the last line."""
+    plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    found = [match[0] for match in MENTIONED.finditer(plain)]
+    return found[-1] if found else last_line(text)
+
+
+def _last_object(text: str) -> str:
+    """The text of the last JSON object that stands in no other, else all of the text."""
+    decoder = json.JSONDecoder(strict=False)
+    found, end = text, 0
+    # Each failure costs the length of the text, hence the limit.
+    for start in [one.start() for one in START.finditer(text)][-MAX_STARTS:]:
+        if start < end:
+            continue
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        found = text[start:end]
+    return found

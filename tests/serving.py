@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,9 +30,16 @@ from evals.events import ignore
 START_SECONDS = 90.0
 
 
-def completion(text: str, *, ended: str = "stop", **more: Any) -> dict[str, Any]:
-    """A chat completion as OpenAI writes it."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": ended}
+def completion(
+    text: str | None, *, ended: str = "stop", calls: Sequence[tuple[str, Any, str]] = (), **more: Any
+) -> dict[str, Any]:
+    """A chat completion as OpenAI writes it. `calls` are (name, arguments, id) of the functions that it calls."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [
+            {"type": "function", "id": key, "function": {"name": name, "arguments": given}} for name, given, key in calls
+        ]
+    choice = {"index": 0, "message": message, "finish_reason": ended}
     usage = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
     return {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage, **more}
 
@@ -303,13 +310,13 @@ def _process(command: list[str], **more: Any) -> Iterator[subprocess.Popen[str]]
 
 
 @contextmanager
-def llama_server(gguf: Path, *, slots: int = 1, context: int = 2048) -> Iterator[Server]:
-    """llama.cpp serving a GGUF file: `slots` requests at once, `context` tokens each.
+def llama_server(gguf: Path, *, slots: int = 1, context: int = 2048, template: str = "") -> Iterator[Server]:
+    """llama.cpp serving a GGUF file: `slots` requests at once, `context` tokens each, by another chat `template` if given.
 
     There is no prompt cache: with one slot every answer is computed alone, and depends on nothing but its prompt.
     """
     # -P: beside this file lie folders named as the packages are.
-    command = [sys.executable, "-P", __file__, str(gguf), str(slots), str(context)]
+    command = [sys.executable, "-P", __file__, str(gguf), str(slots), str(context), template]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with _process(command, **pipes) as process:
         assert process.stdout is not None
@@ -347,7 +354,7 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def serve_gguf(gguf: str, slots: int, context: int) -> None:
+def serve_gguf(gguf: str, slots: int, context: int, template: str) -> None:
     """Serve until standard input closes."""
     import xllamacpp
 
@@ -356,6 +363,7 @@ def serve_gguf(gguf: str, slots: int, context: int) -> None:
     settings.n_parallel = slots
     settings.n_ctx = slots * context
     settings.port = 0
+    settings.chat_template = template
     settings.cache_prompt = False
     # llama.cpp logs to standard output too, and nobody reads on after the address.
     out = os.fdopen(os.dup(1), "w")
@@ -367,4 +375,4 @@ def serve_gguf(gguf: str, slots: int, context: int) -> None:
 
 
 if __name__ == "__main__":
-    serve_gguf(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    serve_gguf(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -15,6 +15,7 @@ from advisor.flow.session import Session
 from advisor.flow.tuned import expected, in_words, job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
 from baselines.probes import knowledge_probes, sample_probes, shot_probes
 from baselines.rag.candidate import rag_arms, retrieval_recall
+from evals.candidate import Candidate
 from evals.evaluate import evaluate
 from evals.events import Note
 from evals.records import content_hash, write_json
@@ -135,7 +136,7 @@ def _probes(task: Task, run: Run, session: Session) -> tuple[Scores, ...]:
     """Known passages, counts of demonstrations, repeated samples: what the diagnosis rests on."""
     engine = session.engine
     shots = shot_probes(task, engine, run.on_event)
-    arms = [*knowledge_probes(task, engine), *shots, *sample_probes(shots[0], task.spec.seed)]
+    arms: list[Candidate] = [*knowledge_probes(task, engine), *shots, *sample_probes(shots[0], task.spec.seed)]
     return tuple(evaluate(task, arm, "dev", run.path("probes"), run.on_event, session.metrics) for arm in arms)
 
 

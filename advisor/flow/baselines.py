@@ -8,12 +8,15 @@ from advisor.decision.raced import Race
 from advisor.flow.race import race
 from advisor.flow.run import Run
 from advisor.flow.session import Session
-from baselines.classic.classifier import classic_arms
+from baselines.classic.arms import classic_arms
 from baselines.prompts.arms import combined, prompt_arms
+from baselines.prompts.instruction import described
 from baselines.prompts.optimise.arms import optimised_arms
 from baselines.prompts.prompt import Prompt
-from baselines.rag.candidate import passage_search, rag_arms
-from baselines.tools.candidate import tool_arms
+from baselines.rag.candidate import document_index, rag_arms
+from baselines.tools.arms import tool_arms
+from baselines.tools.demonstrations import bootstrapped
+from baselines.tools.lookup import dense_lookup
 from baselines.trivial import trivial_arms
 from evals.candidate import Candidate
 from evals.evaluate import evaluate
@@ -30,11 +33,15 @@ def unasking_arms(task: Task, session: Session) -> list[Candidate]:
 def asking_arms(task: Task, session: Session, folder: Path, on_event: OnEvent) -> list[Candidate]:
     """Candidates that ask the model as it is. What the search for instructions finds is kept in `folder`."""
     engine, embedder = session.engine, session.embedder
+    index = document_index(task, embedder)
+    tools = tool_arms(task, engine, dense_lookup(index) if index else None, on_event)
     return [
         *prompt_arms(task, engine, embedder, on_event),
-        *optimised_arms(task, engine, session.proposer, session.metrics, folder / "optimised", on_event),
+        *optimised_arms(
+            task, engine, session.proposer, session.metrics, folder / "optimised", on_event, described(task)
+        ),
         *rag_arms(task, engine, embedder),
-        *tool_arms(task, engine, passage_search(task, embedder), session.metrics, on_event),
+        *(bootstrapped(one, task, session.metrics, on_event) for one in tools),
     ]
 
 

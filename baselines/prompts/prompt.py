@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.candidate import AnswerFormat, Kind, PromptFormat
-from evals.engines.embed import Embedder
-from evals.engines.engine import Constraint, Engine, Request
-from evals.events import OnEvent, ignore
-from evals.records import content_hash
+from evals.engines.engine import Constraint, Engine, Message, Request
+from evals.events import Note, OnEvent, ignore
 from evals.task.example import Example
 from evals.task.load import Task
 
-SHOTS = 8
+if TYPE_CHECKING:
+    from baselines.prompts.shots import Chooser
+
 # Room for a sentence around the answer where the targets are short.
 MIN_NEW_TOKENS = 24
-Chooser = Callable[[Sequence[Example]], list[tuple[Example, ...]]]
+# Prompts that are tokenised at once to be counted.
+COUNTED = 256
 
 
 @dataclass(frozen=True)
 class Prompt:
     """`shots` chooses the demonstrations of each example; `shot_settings` says how, for the record's key.
 
-    Answers are greedy at `temperature` 0; above it they are drawn with `seed`.
+    A prompt that does not fit the context loses demonstrations from the front, the least near, and says so. Answers are
+    greedy at `temperature` 0; above it they are drawn with `seed`.
     """
 
     name: str
@@ -52,7 +53,6 @@ class Prompt:
         }
 
     def requests(self, examples: Sequence[Example]) -> list[Request]:
-        shots = self.shots(examples) if self.shots else [()] * len(examples)
         return [
             Request(
                 example.id,
@@ -62,84 +62,84 @@ class Prompt:
                 self.seed,
                 constraint=self.constraint,
             )
-            for example, chosen in zip(examples, shots, strict=True)
+            for example, chosen in zip(examples, self._shots(examples), strict=True)
         ]
 
     def parse(self, text: str) -> str:
         return self.answer_format.parse(text)
+
+    def _shots(self, examples: Sequence[Example]) -> list[tuple[Example, ...]]:
+        """The demonstrations of each example, as many as its prompt has room for."""
+        if self.shots is None:
+            return [()] * len(examples)
+        chosen = self.shots(examples)
+        room = self.engine.context_length - self.answer_format.max_new_tokens
+        lost = dropped_shots(self.engine, self.prompt_format, room, examples, chosen)
+        if any(lost):
+            self.on_event(Note(self._said(lost), "warning"))
+        return [shots[drop:] for shots, drop in zip(chosen, lost, strict=True)]
+
+    def _said(self, lost: Sequence[int]) -> str:
+        some = sorted(filter(None, lost))
+        each = f"{some[0]}" if some[0] == some[-1] else f"{some[0]} to {some[-1]}"
+        return (
+            f"{self.name}: {len(some)} of {len(lost)} prompts lost demonstrations ({each} each, {sum(some)} in all), since "
+            f"they do not fit the context of {self.engine.context_length:,} tokens with {self.answer_format.max_new_tokens:,} "
+            "for the answer"
+        )
+
+
+def dropped_shots(
+    engine: Engine, prompt_format: PromptFormat, room: int, examples: Sequence[Example], shots: Sequence[Sequence[Example]]
+) -> list[int]:
+    """How many demonstrations each prompt must lose from the front to have at most `room` tokens: all, if that is not enough.
+
+    What cannot be too long is not counted; the rest are counted as they would be sent, and halved until they just fit.
+    """
+
+    def prompt(at: int, drop: int) -> tuple[Message, ...]:
+        return prompt_format.messages(examples[at], shots[at][drop:])
+
+    bounds = most_tokens(engine, [prompt(at, 0) for at in range(len(examples))])
+    doubtful = [at for at, bound in enumerate(bounds) if bound > room]
+    counted = _counted(engine, [prompt(at, 0) for at in doubtful])
+    # Between the least that may be enough and what is enough (or all there are).
+    least = {at: 1 for at, tokens in zip(doubtful, counted, strict=True) if tokens > room}
+    lost = {at: len(shots[at]) for at in least}
+    while searched := [at for at in least if least[at] < lost[at]]:
+        middle = {at: (least[at] + lost[at]) // 2 for at in searched}
+        counted = _counted(engine, [prompt(at, middle[at]) for at in searched])
+        for at, tokens in zip(searched, counted, strict=True):
+            if tokens > room:
+                least[at] = middle[at] + 1
+            else:
+                lost[at] = middle[at]
+    return [lost.get(at, 0) for at in range(len(examples))]
+
+
+def most_tokens(engine: Engine, prompts: Sequence[Sequence[Message]]) -> list[float]:
+    """What each prompt has at most, cheaply: a token for each byte of the turns, and the chat template's own around them.
+
+    Those are counted once for each sequence of roles. Tokens cover a byte at least (but where a tokeniser writes out rare
+    ligatures; the engine then skips the prompt with a reason). Infinite where turns hold more than text.
+    """
+    plain = [all(turn.role != "tool" and not turn.tool_calls for turn in turns) for turns in prompts]
+    shapes = [tuple(turn.role for turn in turns) for turns in prompts]
+    distinct = list(dict.fromkeys(shape for shape, bare in zip(shapes, plain, strict=True) if bare))
+    marks = dict(zip(distinct, _counted(engine, [[Message(role, "x") for role in shape] for shape in distinct]), strict=True))
+    return [
+        marks[shape] + sum(len(turn.content.encode("utf-8", "surrogatepass")) for turn in turns) if bare else float("inf")
+        for turns, shape, bare in zip(prompts, shapes, plain, strict=True)
+    ]
+
+
+def _counted(engine: Engine, prompts: Sequence[Sequence[Message]]) -> list[int]:
+    return [
+        tokens for start in range(0, len(prompts), COUNTED) for tokens in engine.count_prompts(prompts[start : start + COUNTED])
+    ]
 
 
 def answer_format(task: Task, engine: Engine) -> AnswerFormat:
     """Answers may be a quarter longer than the longest training target, in the model's tokens."""
     longest = max(engine.count_tokens([example.target for example in task.train]))
     return task.answer_format(max(MIN_NEW_TOKENS, longest * 5 // 4 + 4))
-
-
-def random_shots(train: Sequence[Example], count: int, seed: int) -> Chooser:
-    """The same demonstrations for every question, so that their prefix is computed once."""
-    chosen = tuple(random.Random(seed).sample(list(train), min(count, len(train))))
-    return lambda examples: [chosen] * len(examples)
-
-
-def nearest_shots(train: Sequence[Example], count: int, embedder: Embedder) -> Chooser:
-    """The training rows nearest to each question by cosine, the nearest last (Liu et al. 2022)."""
-
-    def choose(examples: Sequence[Example]) -> list[tuple[Example, ...]]:
-        import numpy as np
-
-        pool = embedder.encode([example.text for example in train], "embedding the training rows")
-        questions = embedder.encode([example.text for example in examples], "embedding the questions")
-        order = np.argsort(-(questions @ pool.T), axis=1, kind="stable")
-        return [
-            tuple(train[int(index)] for index in row if train[int(index)].id != example.id)[:count][::-1]
-            for row, example in zip(order, examples, strict=True)
-        ]
-
-    return choose
-
-
-def affordable_shots(task: Task, engine: Engine, context_length: int, count: int) -> int:
-    """How many demonstrations fit beside the instruction and the longest question, with room to answer."""
-    rows = ["\n".join([*(message.content for message in one.messages), one.target]) for one in task.train]
-    lengths = sorted(engine.count_tokens(rows), reverse=True)
-    instruction = engine.count_tokens([task.instruction])[0]
-    room = context_length - instruction - 2 * lengths[0] - 128
-    fitting = 0
-    for length in lengths[:count]:
-        room -= length + 16
-        if room < 0:
-            break
-        fitting += 1
-    return fitting
-
-
-def prompt_arms(task: Task, engine: Engine, embedder: Embedder, context_length: int) -> list[Prompt]:
-    """Zero-shot with both placements, few-shot at random and by nearest neighbour."""
-    answers = answer_format(task, engine)
-    system, inline = PromptFormat(task.instruction, "system"), PromptFormat(task.instruction, "inline")
-    arms = [Prompt("zero_shot", engine, system, answers)]
-    if task.instruction:
-        arms.append(Prompt("zero_shot_inline", engine, inline, answers))
-    count = affordable_shots(task, engine, context_length, min(SHOTS, len(task.train)))
-    if count:
-        pool = content_hash(task.train)
-        seed = task.spec.seed
-        arms += [
-            Prompt(
-                f"few_shot_random_{count}",
-                engine,
-                system,
-                answers,
-                shots=random_shots(task.train, count, seed),
-                shot_settings={"choose": "random", "count": count, "seed": seed, "pool": pool},
-            ),
-            Prompt(
-                f"few_shot_nearest_{count}",
-                engine,
-                system,
-                answers,
-                shots=nearest_shots(task.train, count, embedder),
-                shot_settings={"choose": "nearest", "count": count, "embeddings": embedder.fingerprint, "pool": pool},
-            ),
-        ]
-    return arms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,26 +59,20 @@ class Rag:
         return self.answer_format.parse(text)
 
 
-def rag_arms(task: Task, engine: Engine, embedder: Embedder) -> list[Rag]:
-    if not task.documents:
-        return []
+def document_index(task: Task, embedder: Embedder) -> DenseIndex | None:
+    """The task's documents, to be searched; None where there are none with text."""
     chunks = split_documents(task.documents)
-    if not chunks:
+    return DenseIndex(chunks, embedder) if chunks else None
+
+
+def rag_arms(task: Task, engine: Engine, embedder: Embedder) -> list[Rag]:
+    index = document_index(task, embedder)
+    if index is None:
         return []
-    index = DenseIndex(chunks, embedder)
     answers = answer_format(task, engine)
     inline = PromptFormat(task.instruction, "inline")
-    documents = content_hash(chunks)
+    documents = content_hash(index.chunks)
     return [Rag(f"rag_{count}", engine, index, count, inline, answers, documents) for count in PASSAGES]
-
-
-def passage_search(task: Task, embedder: Embedder) -> Callable[[str], str] | None:
-    """A look-up over the task's documents, for tools: a query -> the passages nearest to it; None without documents."""
-    chunks = split_documents(task.documents)
-    if not chunks:
-        return None
-    index = DenseIndex(chunks, embedder)
-    return lambda query: "\n\n".join(chunk.passage for chunk in index.search([query], max(PASSAGES))[0])
 
 
 def retrieval_recall(arm: Rag, examples: Sequence[Example]) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from evals.engines.engine import Request, Response
+from evals.engines.engine import Request, Response, ToolCall
 from evals.events import Note, OnEvent, ignore
 
 MAX_BYTES = 512 << 20
@@ -244,14 +244,18 @@ def _damaged(error: Exception) -> bool:
 
 def _written(response: Response) -> bytes:
     row = {name: getattr(response, name) for name in RESPONSE_FIELDS}
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    # `asdict` for the tool calls.
+    return json.dumps(row, ensure_ascii=False, default=asdict).encode("utf-8", "surrogatepass")
 
 
 def _read(body: bytes) -> Response | None:
     """The response of a row; None where the row is torn or of other fields, so that it is asked anew and replaced."""
     try:
         row = json.loads(body.decode("utf-8", "surrogatepass"))
-        return Response(id="", **row)
+        calls = tuple(ToolCall(**call) for call in row.pop("calls", ()))
+        if not all(isinstance(value, str) for call in calls for value in (call.name, call.arguments, call.id)):
+            return None
+        return Response(id="", **row, calls=calls)
     except (ValueError, TypeError, AttributeError):
         return None
 

@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from evals.engines.cache import ResponseCache, through
-from evals.engines.engine import Constraint, Message, Request, Response
+from evals.engines.engine import Constraint, Message, Request, Response, ToolCall
 from evals.engines.retry import Gate, Patience, TryAgain, asked_wait
+from evals.engines.tool_calls import as_call, read_calls
 from evals.errors import AdvisorError, did_you_mean
 from evals.events import Event, Note, OnEvent
 from evals.records import content_hash
@@ -49,6 +51,26 @@ TOO_LONG = re.compile(
 CHOSEN = re.compile(r'\s*\{\s*"answer"\s*:\s*("(?:[^"\\]|\\.)*")')
 JSON_BEGINS = re.compile(r'\s*([{\["\d-]|true|false|null|$)')
 SECRETS = re.compile(r"\bsk-[\w*-]{4,}|\bBearer\s+\S+|(?<=://)[^/\s@]+@", re.IGNORECASE)
+
+
+TRIAL_TOOL = json.dumps(
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds two numbers.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+                "required": ["a", "b"],
+            },
+        },
+    }
+)
+
+
+class _ToolsRefusedError(AdvisorError):
+    """The server takes no functions to call."""
 
 
 def checked_base_url(url: str) -> str:
@@ -136,6 +158,22 @@ class EndpointEngine:
             self.on_event,
         )
         return FALLBACK_CONTEXT
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the server takes functions and shows them to the model: asked once, with two answers of one token.
+
+        A server that drops what it does not know counts as many tokens in a prompt with a function as in one without.
+        """
+        plain = Request("plain", (Message("user", "Hello."),), 1)
+        try:
+            told = {one.id: one for one in self._asked([plain, replace(plain, id="tools", tools=(TRIAL_TOOL,))])}
+        except _ToolsRefusedError:
+            return False
+        if told["tools"].prompt_tokens > told["plain"].prompt_tokens or told["tools"].calls:
+            return True
+        self._note("the server accepts functions, but its model is not shown them: they go into the prompt", self.on_event)
+        return False
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """An estimate on the high side, one token for 3 bytes of UTF-8: the server's tokeniser is not here."""
@@ -259,6 +297,12 @@ class EndpointEngine:
                 return await self._attempt(client, request, tell)
             if TOO_LONG.search(said := self._said_by(error)) and error.status_code in {400, 413, 422}:
                 return Response(request.id, "", 0, 0, 0.0, skipped=f"the prompt does not fit: the server says: {said}")
+            if request.tools and _refuses_tools(error.status_code, said):
+                raise _ToolsRefusedError(
+                    f"the server refuses a request with functions to call (status {error.status_code}): {said}",
+                    where=self._where,
+                    do="serve the model with function calling switched on, or leave `tools:` out of the task file.",
+                ) from None
             if error.status_code == 404:
                 raise await asyncio.to_thread(self._unknown_model, said) from None
             raise self._refusal(error, said) from None
@@ -279,6 +323,8 @@ class EndpointEngine:
             body["seed"] = request.seed
         if request.stop:
             body["stop"] = list(request.stop[:MOST_STOPS])
+        if request.tools:
+            body["tools"] = [json.loads(tool) for tool in request.tools]
         if request.logprob:
             body |= {"logprobs": True, "top_logprobs": 1}
         if request.constraint is not None:
@@ -352,7 +398,8 @@ class EndpointEngine:
         try:
             choice = found["choices"][0]  # type: ignore[index]
             text = choice["message"].get("content") or ""
-            if not isinstance(text, str):
+            named = choice["message"].get("tool_calls") or []
+            if not isinstance(text, str) or not isinstance(named, list):
                 raise TypeError
         except (KeyError, IndexError, TypeError, AttributeError):
             raise TryAgain(f"no choices in the answer: {self._redacted(str(found))}") from None
@@ -361,13 +408,20 @@ class EndpointEngine:
         if ended == "content_filter":
             return Response(request.id, "", *tokens, seconds, skipped="the server's content filter withheld the answer")
         truncated = ended == "length"
-        if request.constraint is not None:
+        calls: tuple[ToolCall, ...] = ()
+        if request.tools:
+            text, calls = _with_calls(text, named)
+        if request.constraint is not None and not calls:
             text, truncated = self._kept_to(request.constraint, text, truncated)
         cut = _before_stop(text, request.stop)
+        truncated = truncated and cut == text
+        if request.tools and not calls:
+            # Some servers show the functions to the model and leave its calls in the text.
+            cut, calls = read_calls(cut, request.tools)
         # The tokens of a wrapped answer are not the answer's own.
         wrapped = request.constraint is not None and request.constraint.kind == "choice"
         logprob = _logprob(choice) if request.logprob and not wrapped else None
-        return Response(request.id, cut, *tokens, seconds, truncated and cut == text, logprob=logprob)
+        return Response(request.id, cut, *tokens, seconds, truncated, logprob=logprob, calls=calls)
 
     def _usage(self, found: Any, request: Request, text: str, tell: Callable[[Event], None]) -> tuple[int, int]:
         """Tokens in and out as the server counted them; without a count, 4 characters a token, with a note."""
@@ -492,6 +546,18 @@ def _response_format(constraint: Constraint) -> dict[str, Any]:
         answer = {"type": "string", "enum": schema}
         schema = {"type": "object", "properties": {"answer": answer}, "required": ["answer"], "additionalProperties": False}
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
+def _refuses_tools(status: int, said: str) -> bool:
+    """A wrong name of a model is a 404 too, and a broken server a 500: there the server must speak of tools."""
+    return status in {400, 422} or (status in {404, 500, 501} and "tool" in said.lower())
+
+
+def _with_calls(text: str, named: Sequence[Any]) -> tuple[str, tuple[ToolCall, ...]]:
+    """The text and the calls of an answer. A call that is not whole (cut off, no JSON) is put behind the text, as it came."""
+    read = [(one, as_call(one)) for one in named]
+    broken = [json.dumps(one, ensure_ascii=False) for one, call in read if call is None]
+    return "\n".join(filter(None, [text, *broken])), tuple(call for _, call in read if call)
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import threading
 import warnings
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from evals.engines import attention
 from evals.engines.attention import Decoding, Pass
 from evals.engines.budget import Budget, measured_budget
 from evals.engines.decode import LaneStore, OutOfMemoryError, Row, read_prefix
+from evals.engines.engine import Message, ToolCall
 from evals.engines.machine import Machine, measure_machine
 from evals.engines.models import resolve_model, weights_fingerprint
 from evals.engines.tokenizer import open_tokenizer
+from evals.engines.tool_calls import parsed_by_tokenizer, read_calls
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent, waiting
 
@@ -44,6 +47,27 @@ class Adapter:
 UNKNOWN = object()
 # Any few tokens that every vocabulary has.
 TRIAL = [3, 5, 8, 13, 21, 34, 55, 89, 60]
+# A tool, a call of it and the result, with the words that show each in a rendered chat.
+TRIAL_TRACES = ("Adds a and b.", "a1703", "b4099", "= 5802")
+TRIAL_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": TRIAL_TRACES[0],
+        "parameters": {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": "A number."} for name in ("a", "b")},
+            "required": ["a", "b"],
+        },
+    },
+}
+TRIAL_CALL = (
+    Message("user", "How much is that together?"),
+    # Mistral's template takes ids of nine letters and digits only.
+    Message("assistant", "", (ToolCall("add", '{"a": "a1703", "b": "b4099"}', "call00001"),)),
+    Message("tool", TRIAL_TRACES[3], tool_call_id="call00001", name="add"),
+)
+TURN_MARK = re.compile(r"<\|\w+\|>")
 
 
 class ModelHandle:
@@ -106,6 +130,33 @@ class ModelHandle:
         if not own:
             self.on_event(Note("the model has no chat template: plain 'User:'/'Assistant:' turns are used", "warning"))
         return tokenizer
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the chat template renders a tool, a call of it and its result, and we can read the call as it is written.
+
+        Tried once, since nothing declares it: there are templates that leave calls or results out without a word. Of
+        several templates transformers takes the one named `tool_use` where tools are given.
+        """
+        turns = [one.turn() for one in TRIAL_CALL]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tools=[TRIAL_TOOL], tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # a template may raise whatever it likes
+            return False
+        return all(one in text for one in TRIAL_TRACES) and self._reads_call(text)
+
+    def _reads_call(self, chat: str) -> bool:
+        tools = [json.dumps(TRIAL_TOOL)]
+        behind = chat[chat.rfind(TRIAL_CALL[0].content) + len(TRIAL_CALL[0].content) :]
+        # Llama's call has no marks of its own: it is all that stands in its turn.
+        tried = [read_calls(one, tools) for one in (behind, *TURN_MARK.split(behind))]
+        shipped = parsed_by_tokenizer(self.tokenizer, behind, "", tools)
+        wanted = [(one.name, json.loads(one.arguments)) for one in TRIAL_CALL[1].tool_calls]
+        return any(
+            [(one.name, json.loads(one.arguments)) for one in calls] == wanted for _, calls in ([shipped] if shipped else tried)
+        )
 
     @cached_property
     def base(self) -> Any:
@@ -232,6 +283,11 @@ class ModelHandle:
     def vocabulary(self) -> int:
         """Width of the logits."""
         return int(self.base.get_output_embeddings().weight.shape[0])
+
+    @cached_property
+    def marks(self) -> list[str]:
+        """The control tokens, which a decoded text is without."""
+        return [one.content for one in self.tokenizer.added_tokens_decoder.values() if one.special]
 
     @property
     def recurrent(self) -> bool:

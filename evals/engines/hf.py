@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,12 @@ from evals.engines.decode import (
     read_prefix,
     shared_by_all,
 )
-from evals.engines.engine import Message, Request, Response, ScoreRequest
+from evals.engines.engine import Message, Request, Response, ScoreRequest, ToolCall
 from evals.engines.handle import Adapter, ModelHandle, out_of_memory
 from evals.engines.models import parameter_count
 from evals.engines.scoring import Choices, Likelihood, divergences, likelihoods
 from evals.engines.tokenizer import PLAIN_TEMPLATE
+from evals.engines.tool_calls import parsed_by_tokenizer, read_calls
 from evals.errors import AdvisorError
 from evals.events import OnEvent, Ticker
 from evals.records import content_hash, file_hash
@@ -61,6 +64,25 @@ class Pulse:
         self.heard = time.monotonic()
 
 
+def one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
+    """The same chat with each call in a turn of its own, before its result; turns whose results are not all there stay."""
+    found: list[Message] = []
+    left = list(messages)
+    while left:
+        turn, calls = left[0], left[0].tool_calls
+        results = [one for one in left[1 : 1 + len(calls)] if one.role == "tool"]
+        del left[: 1 + len(results) if len(results) == len(calls) else 1]
+        if len(calls) < 2 or len(results) < len(calls):
+            found += [turn, *results] if len(results) == len(calls) else [turn]
+            continue
+        named = {one.tool_call_id: one for one in results}
+        if named.keys() == {call.id for call in calls} and len(named) == len(calls):
+            results = [named[call.id] for call in calls]
+        for number, (call, result) in enumerate(zip(calls, results, strict=True)):
+            found += [replace(turn, content="" if number else turn.content, tool_calls=(call,)), result]
+    return found
+
+
 class HfEngine:
     """A model in this process: the base, or the same weights with an adapter switched on."""
 
@@ -82,6 +104,10 @@ class HfEngine:
     @property
     def context_length(self) -> int:
         return self.handle.context_length
+
+    @property
+    def takes_tools(self) -> bool:
+        return self.handle.takes_tools
 
     @cached_property
     def parameters(self) -> int:
@@ -120,16 +146,28 @@ class HfEngine:
         )
         return found
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> str:
+        """The chat as the model's template writes it, with the tools in the place that the template has for them."""
+        if tools and not self.takes_tools:
+            raise AdvisorError(
+                "the model's chat template has no place for tools",
+                where=self.name,
+                do="describe them in the prompt, or take a model that was made to call functions.",
+            )
         turns = [message.turn() for message in messages]
-        tokenizer = self.handle.tokenizer
+        given = [json.loads(tool) for tool in tools] or None
         try:
-            text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text: str = self.handle.tokenizer.apply_chat_template(
+                turns, tools=given, tokenize=False, add_generation_prompt=True
+            )
         except Exception as error:
+            # Llama's refuses several calls in one turn.
+            if len(apart := one_call_a_turn(messages)) > len(messages):
+                return self.prompt_text(apart, tools)
             # Templates refuse roles they do not know (Gemma has no system turn): the instruction joins the first user turn.
             if turns and turns[0]["role"] == "system" and len(turns) > 1:
                 joined = Message("user", f"{turns[0]['content']}\n\n{turns[1]['content']}")
-                return self.prompt_text([joined, *messages[2:]])
+                return self.prompt_text([joined, *messages[2:]], tools)
             raise AdvisorError(f"the chat template cannot render this: {error}", where=self.name) from error
         return text
 
@@ -138,8 +176,8 @@ class HfEngine:
 
     def _asked(self, requests: Sequence[Request]) -> Iterator[Response]:
         rows: list[Row] = []
-        prompts = self._tokens([self.prompt_text(request.messages) for request in requests])
-        for index, (request, ids) in enumerate(zip(requests, prompts, strict=True)):
+        prompts = [self.prompt_text(request.messages, request.tools) for request in requests]
+        for index, (request, ids) in enumerate(zip(requests, self._tokens(prompts), strict=True)):
             if len(ids) + request.max_new_tokens > self.context_length:
                 reason = f"prompt of {len(ids)} tokens does not fit the context of {self.context_length}"
                 yield Response(request.id, "", len(ids), 0, 0.0, skipped=reason)
@@ -161,17 +199,33 @@ class HfEngine:
             for row in decode(rows, store, self._lanes, chooser, pulse.told):
                 pulse.answered()
                 request = requests[row.index]
+                text, calls = self._read(chooser.text(row), row, prompts[row.index], request.tools)
                 yield Response(
                     request.id,
-                    chooser.text(row),
+                    text,
                     lengths[row.index],
                     len(row.answer),
                     row.seconds + seconds / len(rows),
                     row.truncated,
                     logprob=row.logprob if request.logprob else None,
+                    calls=calls,
                 )
         except OutOfMemoryError as error:
             raise self._no_memory(max(lengths.values())) from error
+
+    def _read(self, text: str, row: Row, prompt: str, tools: Sequence[str]) -> tuple[str, tuple[ToolCall, ...]]:
+        """What the model said beside its calls, and the calls. Their marks may be special tokens, which `text` is without."""
+        if not tools:
+            return text, ()
+        tokenizer = self.handle.tokenizer
+        whole: str = tokenizer.decode(row.answer, skip_special_tokens=False)
+        whole = whole[: min((at for at in map(whole.find, row.stop) if at >= 0), default=len(whole))]
+        said, calls = parsed_by_tokenizer(tokenizer, whole, prompt, tools) or read_calls(whole, tools)
+        if not calls:
+            return text, ()
+        for mark in self.handle.marks:
+            said = said.replace(mark, "")
+        return said.strip(), calls
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[str, list[Likelihood]]]:
         """(id, likelihood of each continuation as the answer) in any order."""

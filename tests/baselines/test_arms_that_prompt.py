@@ -1,33 +1,57 @@
-"""Demonstrations: chosen from train, never the question itself, as many as fit."""
+"""A prompt: its requests, the room for its answer, and what it loses where the context is too short."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from baselines.prompts.prompt import affordable_shots, answer_format, nearest_shots, prompt_arms, random_shots
-from evals.engines.embed import Embedder
-from evals.engines.engine import Message, Request
+from baselines.prompts.prompt import Prompt, answer_format, dropped_shots, most_tokens
+from evals.candidate import AnswerFormat, PromptFormat
+from evals.engines.engine import Constraint, Message, Request, ToolCall
+from evals.engines.handle import ModelHandle
+from evals.engines.hf import HfEngine
+from evals.events import Event, Note, ignore
 from evals.task.example import Example
 from evals.task.load import Task, load_task
 
+CONTEXT = 512
+ANSWER = 24
+ANSWERS = AnswerFormat("text", ANSWER)
 
-@dataclass(frozen=True)
+
+@dataclass
 class Characters:
-    """An engine whose tokens are characters; it answers nothing."""
+    """An engine whose tokens are characters, with two more for each turn; it answers nothing, and keeps what it counted."""
 
+    context_length: int = 100_000
     name: str = "characters"
     fingerprint: str = "characters"
+    takes_tools: bool = False
+    counted: list[Sequence[Message]] = field(default_factory=list)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(text) for text in texts]
 
+    def count_prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        self.counted += prompts
+        return [sum(len(turn.content) + 2 for turn in turns) for turns in prompts]
+
     def generate(self, requests: Sequence[Request]):  # type: ignore[no-untyped-def]
         yield from ()
+
+
+def row(name: str, text: str, target: str = "t") -> Example:
+    return Example(name, (Message("user", text),), target)
+
+
+def shown(request: Request) -> list[str]:
+    """The demonstrations of a request, by their questions."""
+    return [turn.content for turn in request.messages if turn.role == "user"][:-1]
 
 
 @pytest.fixture
@@ -36,57 +60,8 @@ def task(make_task: Callable[..., Path], tmp_path: Path) -> Task:
 
 
 @pytest.fixture(scope="module")
-def embedder(tiny_embeddings: Path) -> Embedder:
-    return Embedder(str(tiny_embeddings))
-
-
-def test_random_shots_are_the_same_for_all_and_drawn_from_a_seed(task: Task) -> None:
-    chosen = random_shots(task.train, 5, seed=3)(task.dev)
-    assert len(chosen) == len(task.dev)
-    assert len({tuple(one.id for one in shots) for shots in chosen}) == 1
-    assert len({one.id for one in chosen[0]}) == 5
-    assert chosen == random_shots(task.train, 5, seed=3)(task.dev)
-    assert chosen != random_shots(task.train, 5, seed=4)(task.dev)
-    assert len(random_shots(task.train[:3], 5, seed=3)(task.dev)[0]) == 3
-
-
-def test_nearest_shots_put_the_nearest_last(task: Task, embedder: Embedder) -> None:
-    chosen = nearest_shots(task.train, 4, embedder)(task.dev)
-    pool = embedder.encode([one.text for one in task.train])
-    for example, shots in zip(task.dev, chosen, strict=True):
-        likeness = pool @ embedder.encode([example.text])[0]
-        place = {one.id: at for at, one in enumerate(task.train)}
-        shown = [float(likeness[place[one.id]]) for one in shots]
-        assert shown == sorted(shown)
-        np.testing.assert_allclose(shown[::-1], np.sort(likeness)[::-1][:4], atol=1e-6)
-
-
-def test_a_question_is_never_shown_to_itself(task: Task, embedder: Embedder) -> None:
-    for example, shots in zip(task.train, nearest_shots(task.train, 4, embedder)(task.train), strict=True):
-        assert example.id not in {one.id for one in shots}
-        assert len(shots) == 4
-
-
-def test_as_many_shots_as_fit_and_no_more(task: Task) -> None:
-    engine = Characters()
-    longest = max(len(f"{one.text}\n{one.target}") for one in task.train)
-    lengths = sorted((len(f"{one.text}\n{one.target}") for one in task.train), reverse=True)
-
-    def least(count: int) -> int:
-        return len(task.instruction) + 2 * longest + 128 + sum(lengths[:count]) + 16 * count
-
-    for count in (1, 3, 8):
-        assert affordable_shots(task, engine, least(count), 8) == count
-        assert affordable_shots(task, engine, least(count) - 1, 8) == count - 1
-    assert affordable_shots(task, engine, 10**6, 8) == 8
-    assert affordable_shots(task, engine, 10, 8) == 0
-
-
-def test_all_turns_of_a_conversation_take_room(task: Task) -> None:
-    history = (Message("user", "x" * 500), Message("assistant", "y" * 500))
-    long = task.with_split("train", [replace(one, messages=(*history, *one.messages)) for one in task.train])
-    assert affordable_shots(task, Characters(), 2000, 8) == 8
-    assert affordable_shots(long, Characters(), 2000, 8) == 0
+def tiny(tiny_model: Path) -> HfEngine:
+    return HfEngine(ModelHandle(str(tiny_model), "float32", ignore))
 
 
 def test_the_answer_has_room_for_a_quarter_more_than_the_longest_target(task: Task) -> None:
@@ -95,46 +70,108 @@ def test_the_answer_has_room_for_a_quarter_more_than_the_longest_target(task: Ta
     assert answer_format(long, Characters()).max_new_tokens == 129
 
 
-def test_the_arms_ask_every_question_with_its_instruction_and_shots(task: Task, embedder: Embedder) -> None:
-    arms = {one.name: one for one in prompt_arms(task, Characters(), embedder, 4096)}
-    assert list(arms) == ["zero_shot", "zero_shot_inline", "few_shot_random_8", "few_shot_nearest_8"]
-    for name, arm in arms.items():
-        asked = arm.requests(task.dev)
-        assert [one.id for one in asked if isinstance(one, Request)] == [one.id for one in task.dev]
-        for request, example in zip(asked, task.dev, strict=True):
-            assert isinstance(request, Request)
-            roles = [one.role for one in request.messages]
-            assert roles == {
-                "zero_shot": ["system", "user"],
-                "zero_shot_inline": ["user"],
-            }.get(name, ["system", *["user", "assistant"] * 8, "user"])
-            assert "Name the colour." in request.messages[0].content
-            assert request.messages[-1].content.endswith(example.text)
-            # The right answer of a test question stands nowhere but in other rows' answers.
-            assert example.text not in "".join(one.content for one in request.messages[:-1])
-    assert len({str(arm.settings) for arm in arms.values()}) == 4
+def test_requests_carry_all_that_the_prompt_says_and_its_settings_show_it() -> None:
+    form = Constraint("choice", '["a", "b"]')
+    shots = (row("s", "shot", "a"),)
+    plain = Prompt("p", Characters(), PromptFormat("Say."), ANSWERS)
+    whole = replace(
+        plain, shots=lambda some: [shots] * len(some), shot_settings={"n": 1}, constraint=form, temperature=0.5, seed=9
+    )
+    (asked,) = whole.requests([row("q", "question")])
+    turns = (("system", "Say."), ("user", "shot"), ("assistant", "a"), ("user", "question"))
+    assert asked == Request("q", tuple(Message(*turn) for turn in turns), ANSWER, 0.5, 9, constraint=form)
+    changes = [{"shot_settings": {"n": 2}}, {"constraint": form}, {"temperature": 0.5}, {"seed": 1}, {"answer_format": None}]
+    changes[-1] = {"answer_format": replace(ANSWERS, after="Answer:")}
+    assert len({str(replace(plain, **change).settings) for change in [{}, *changes]}) == len(changes) + 1  # type: ignore[arg-type]
 
 
-def test_without_instruction_or_room_there_are_fewer_arms(task: Task, embedder: Embedder) -> None:
-    arms = prompt_arms(replace(task, instruction=""), Characters(), embedder, 100)
-    assert [one.name for one in arms] == ["zero_shot"]
+def test_at_the_border_of_the_context_one_token_decides(tiny: HfEngine) -> None:
+    """Four demonstrations that fit exactly, then one character more in the question: the front one goes, aloud."""
+    assert tiny.context_length == CONTEXT
+    prompt_format = PromptFormat("Name it.")
+    shots = tuple(row(f"s{at}", f"{at}" * 20) for at in range(4))
+    bare = tiny.count_prompts([prompt_format.messages(row("q", ""), shots)])[0]
+    told: list[Event] = []
+    arm = Prompt("few", tiny, prompt_format, ANSWERS, shots=lambda some: [shots] * len(some), on_event=told.append)
+
+    fits = row("fits", "x" * (CONTEXT - ANSWER - bare))
+    (asked,) = arm.requests([fits])
+    assert len(shown(asked)) == 4
+    assert told == []
+    (response,) = tiny.generate([asked])
+    assert (response.prompt_tokens, response.skipped) == (CONTEXT - ANSWER, "")
+
+    longer = row("longer", "x" * (CONTEXT - ANSWER - bare + 1))
+    # As it is, the engine would skip it.
+    (whole,) = tiny.generate([Request("whole", prompt_format.messages(longer, shots), ANSWER)])
+    assert whole.skipped
+    short, asked = arm.requests([row("short", "x"), longer])
+    assert len(shown(short)) == 4
+    assert shown(asked) == ["1" * 20, "2" * 20, "3" * 20]
+    (response,) = tiny.generate([asked])
+    assert response.skipped == ""
+    (note,) = told
+    assert isinstance(note, Note)
+    assert note.level == "warning"
+    assert "few: 1 of 2 prompts lost demonstrations (1 each, 1 in all)" in note.text
+    assert "context of 512 tokens with 24 for the answer" in note.text
 
 
-def test_settings_follow_the_pool_and_the_seed(task: Task, embedder: Embedder) -> None:
-    other = task.with_split("train", task.train[1:])
-    seeded = replace(task, spec=task.spec.model_copy(update={"seed": 5}))
-    keys = [
-        {arm.name: str(arm.settings) for arm in prompt_arms(one, Characters(), embedder, 4096)} for one in (task, other, seeded)
+def test_a_question_that_is_too_long_alone_loses_all_and_is_skipped_with_a_reason(tiny: HfEngine) -> None:
+    told: list[Event] = []
+    shots = tuple(row(f"s{at}", "shot") for at in range(3))
+    arm = Prompt("few", tiny, PromptFormat(""), ANSWERS, shots=lambda some: [shots] * len(some), on_event=told.append)
+    asked = arm.requests([row("long", "x" * 600), row("short", "x")])
+    assert [len(shown(one)) for one in asked] == [0, 3]
+    responses = {one.id: one for one in tiny.generate(asked)}
+    assert "does not fit the context of 512" in responses["long"].skipped
+    assert responses["short"].skipped == ""
+    assert [one.text.split(",")[0] for one in told if isinstance(one, Note)] == [
+        "few: 1 of 2 prompts lost demonstrations (3 each"
     ]
-    assert len({one["few_shot_random_8"] for one in keys}) == 3
-    assert len({one["few_shot_nearest_8"] for one in keys}) == 2
-    assert len({one["zero_shot"] for one in keys}) == 1
 
 
-def test_a_shot_is_an_example_of_the_pool(task: Task, embedder: Embedder) -> None:
-    pool = {one.id for one in task.train}
-    chosen: list[tuple[Example, ...]] = [
-        *nearest_shots(task.train, 8, embedder)(task.test),
-        *random_shots(task.train, 8, 0)(task.test),
-    ]
-    assert all(one.id in pool for shots in chosen for one in shots)
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("aé€", max_size=30), st.lists(st.integers(0, 40), max_size=9)), max_size=5),
+    st.integers(0, 200),
+)
+def test_as_few_demonstrations_are_dropped_as_must_be(drawn: list[tuple[str, list[int]]], room: int) -> None:
+    """Against trying every count; letters of several bytes keep the cheap bound apart from the true length."""
+    prompt_format = PromptFormat("Do.", "inline")
+    examples = [row(str(at), text) for at, (text, _) in enumerate(drawn)]
+    shots = [tuple(row(f"{at}-{n}", "s" * size) for n, size in enumerate(sizes)) for at, (_, sizes) in enumerate(drawn)]
+    expected = []
+    for example, some in zip(examples, shots, strict=True):
+        counts = Characters().count_prompts([prompt_format.messages(example, some[drop:]) for drop in range(len(some) + 1)])
+        expected.append(next((drop for drop, count in enumerate(counts) if count <= room), len(some)))
+    assert dropped_shots(Characters(), prompt_format, room, examples, shots) == expected
+
+
+def test_prompts_that_cannot_be_too_long_are_not_counted() -> None:
+    engine = Characters(400)
+    shots = (row("s", "shot"),)
+    arm = Prompt("few", engine, PromptFormat("Do."), ANSWERS, shots=lambda some: [shots] * len(some))
+    arm.requests([row(str(at), "question") for at in range(300)])
+    assert len(engine.counted) == 1
+    assert [turn.content for turn in engine.counted[0]] == ["x"] * 4
+    # One that can be is counted, and five rounds of halving are enough for 32.
+    engine.counted.clear()
+    many = tuple(row(f"s{at}", "shot") for at in range(32))
+    long = replace(arm, shots=lambda some: [many] * len(some))
+    assert [len(shown(one)) for one in long.requests([row("q", "x" * 300)])] == [7]
+    assert len(engine.counted) <= 1 + 1 + 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=4))
+def test_the_cheap_bound_is_never_too_low(tiny: HfEngine, texts: list[str]) -> None:
+    roles = ["system", "user", "assistant", "user"]
+    turns = [Message(role, text.encode("utf-8", "ignore").decode()) for role, text in zip(roles, texts, strict=False)]
+    assert most_tokens(tiny, [turns])[0] >= tiny.count_prompts([turns])[0]
+
+
+def test_turns_with_calls_have_no_cheap_bound() -> None:
+    call = ToolCall("f", '{"long": "' + "x" * 900 + '"}')
+    turns = (Message("user", "q"), Message("assistant", "", (call,)), Message("tool", "r"), Message("user", "and?"))
+    assert most_tokens(Characters(), [turns, turns[:1]]) == [float("inf"), 3 + 1]

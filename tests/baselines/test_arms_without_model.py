@@ -1,4 +1,4 @@
-"""Arms that ask no model: the trivial ones and the classifier."""
+"""Arms that ask no model: the trivial ones, and the fields that classifiers tell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from baselines.classic.classifier import Classifier, classic_arms
+from baselines.classic.arms import classic_arms
+from baselines.classic.labels import Classifier
+from baselines.classic.logistic import Logistic
 from baselines.trivial import most_frequent, trivial_arms
 from evals.candidate import Answer
 from evals.engines.embed import Embedder
@@ -63,27 +65,15 @@ def test_an_empty_answer_to_a_json_task_is_an_empty_object(make_task: MakeTask, 
     assert arms["always_most_frequent"].requests(task.dev[:1]) == [Answer('{"a":1}')]
 
 
-def test_the_classifier_learns_what_the_words_say(make_task: MakeTask, embedder: Embedder, tmp_path: Path) -> None:
-    def rows(start: int, count: int) -> list[dict[str, str]]:
-        words = {"yes": "qqqqqqqqqqqq", "no": "zzzzzzzzzzzz"}
-        labels = ["yes", "no"]
-        return [{"input": f"{words[labels[at % 2]]} {at}", "output": labels[at % 2]} for at in range(start, start + count)]
-
-    task = load_task(make_task(tmp_path / "t", rows={"train": rows(0, 24), "dev": rows(24, 10), "test": rows(34, 4)}))
-    (arm,) = classic_arms(task, embedder)
-    assert arm.label_fields == ("",)
-    assert evaluate(task, arm, "dev", tmp_path / "s", ignore).mean == 1.0
-
-
 def test_only_fields_with_shared_values_are_learnt(make_task: MakeTask, embedder: Embedder, tmp_path: Path) -> None:
     targets = [
         {"queue": ["a", "b"][at % 2], "free": f"text {at}", "fixed": "same", "pairs": at // 2, "wide": at // 4}
         for at in range(40)
     ]
     task = json_task(make_task, tmp_path / "t", targets)
-    classifier = Classifier(task, embedder)
+    classifier = Classifier(task, Logistic(embedder))
     # `free` and `pairs` share too few values, `fixed` has one; `wide`: ten values of four rows each.
-    assert classifier.label_fields == ("queue", "wide")
+    assert classifier.fields.labels == ("queue", "wide")
     for answer in classifier.requests(task.dev):
         assert isinstance(answer, Answer)
         body = json.loads(answer.text)
@@ -99,8 +89,8 @@ def test_a_field_that_some_rows_lack_is_left_out_where_it_is_not_expected(
     # Every second row has the field, every fourth with the rarer value.
     targets = [{"kind": at % 4 > 1, **({"extra": ["there", "other"][at % 4 == 1]} if at % 2 else {})} for at in range(40)]
     task = json_task(make_task, tmp_path / "t", targets, inputs)
-    classifier = Classifier(task, embedder)
-    assert "extra" in classifier.label_fields
+    classifier = Classifier(task, Logistic(embedder))
+    assert "extra" in classifier.fields.labels
     without, with_it = [json.loads(one.text) for one in classifier.requests(task.train[:2]) if isinstance(one, Answer)]
     assert "extra" not in without
     assert with_it["extra"] in {"there", "other"}

@@ -24,11 +24,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from advisor.decision.cost import cost_per_1k
-from baselines.classic.classifier import classic_arms
+from baselines.classic.arms import classic_arms
 from baselines.prompts.arms import combined, prompt_arms
+from baselines.prompts.instruction import described
 from baselines.prompts.optimise.arms import optimised_arms
 from baselines.prompts.prompt import Prompt
-from baselines.tools.candidate import tool_arms
+from baselines.tools.arms import tool_arms
+from baselines.tools.demonstrations import bootstrapped
 from baselines.trivial import trivial_arms
 from evals.candidate import Candidate
 from evals.engines.cache import ResponseCache
@@ -48,6 +50,8 @@ REQUESTS = 200
 LABELS = 12
 OPTIMISED = ("banking12", "restaurant8k")
 REFERENCE = "zero_shot"
+# What a price list is asked by without tools: no prompt knows the prices.
+WITHOUT_TOOLS = {"zero_shot", "zero_shot_described", "few_shot_nearest_8", "few_shot_nearest_32", "reason_then_answer"}
 
 
 def rows(name: str, split: str) -> list[dict[str, Any]]:
@@ -161,13 +165,16 @@ class Measured:
     def run(self) -> None:
         task, engine = self.task, self.engine
         prompts = prompt_arms(task, engine, self.embedder, self.told)
+        if self.name == "price_list":
+            prompts = [arm for arm in prompts if arm.name in WITHOUT_TOOLS]
         self.measure([*trivial_arms(task), *classic_arms(task, self.embedder), *prompts])
         shown = [arm for arm in prompts if isinstance(arm, Prompt) and arm.name == "few_shot_nearest_8"]
         self.measure(combined(task, shown, engine, self.told))
-        self.measure(tool_arms(task, engine, None, self.metrics, self.told))
+        tools = tool_arms(task, engine, None, self.told)
+        self.measure([bootstrapped(one, task, self.metrics, self.told) for one in tools])
         if self.name in OPTIMISED:
             kept = self.folder / "optimised" / self.name
-            self.measure(optimised_arms(task, engine, engine, self.metrics, kept, self.told))
+            self.measure(optimised_arms(task, engine, engine, self.metrics, kept, self.told, described(task)))
 
     def figures(self) -> dict[str, Any]:
         """Score, interval, difference from zero-shot, tokens and seconds a request, by arm."""

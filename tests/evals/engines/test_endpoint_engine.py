@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from evals.engines.endpoint import FALLBACK_CONTEXT, EndpointEngine, checked_base_url
-from evals.engines.engine import Constraint, Message, Request, Response
+from evals.engines.engine import Constraint, Message, Request, Response, ToolCall
 from evals.engines.retry import Patience, asked_wait
 from evals.errors import AdvisorError
 from evals.events import Event, Note
@@ -391,6 +391,134 @@ def test_a_regular_expression_is_refused_before_anything_is_asked() -> None:
     with serving(echo) as (server, engine, _), pytest.raises(AdvisorError, match="regular expression"):
         list(engine.generate(asked))
     assert not server.bodies
+
+
+ADD = '{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}'
+
+
+def test_tools_calls_and_results_go_out_in_the_protocols_form() -> None:
+    call = ToolCall("add", '{"a": 2}', "c1")
+    chat = (Message("user", "?"), Message("assistant", "", (call,)), Message("tool", "5", tool_call_id="c1", name="add"))
+    with serving(lambda *_: Reply(body=completion("5"))) as (server, engine, _):
+        assert only(engine, [Request("r", chat, 5, tools=(ADD,))]).text == "5"
+        only(engine, ask("no tools"))
+    sent = server.bodies[0]
+    assert sent["tools"] == [json.loads(ADD)]
+    assert sent["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "id": "c1", "function": {"name": "add", "arguments": '{"a": 2}'}}],
+        },
+        {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
+    ]
+    assert "tools" not in server.bodies[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "calls"),
+    [
+        (completion(None, calls=[("add", '{"a":2}', "c1")]), "", (ToolCall("add", '{"a": 2}', "c1"),)),
+        (
+            completion("So:", calls=[("add", '{"a": 2}', "c1"), ("now", "", "c2")], ended="tool_calls"),
+            "So:",
+            (ToolCall("add", '{"a": 2}', "c1"), ToolCall("now", "{}", "c2")),
+        ),
+        (completion(None, calls=[("add", {"a": 2}, "c1")]), "", (ToolCall("add", '{"a": 2}', "c1"),)),  # Ollama, once
+        (completion('<tool_call>{"name": "add"}</tool_call>'), "", (ToolCall("add", "{}"),)),
+        (completion('{"name": "add", "parameters": {}}'), "", (ToolCall("add", "{}"),)),
+        (completion("5", calls=[]), "5", ()),
+    ],
+)
+def test_calls_of_an_answer_are_read(body: dict[str, Any], text: str, calls: tuple[ToolCall, ...]) -> None:
+    with serving(lambda *_: Reply(body=body)) as (_, engine, _):
+        found = only(engine, ask("a", tools=(ADD,)))
+        assert (found.text, found.calls, found.skipped) == (text, calls, "")
+        # Who offered nothing is not called.
+        assert only(engine, ask("a")).calls == ()
+
+
+@pytest.mark.parametrize("given", ['{"a": ', "[2]", "two", 3, '{"a": NaN}'])
+def test_a_call_that_is_not_whole_is_text(given: Any) -> None:
+    body = completion("So:", calls=[("add", given, "c1"), ("add", "{}", "c2")], ended="length")
+    with serving(lambda *_: Reply(body=body)) as (_, engine, _):
+        found = only(engine, ask("a", tools=(ADD,)))
+    said, _, broken = found.text.partition("\n")
+    assert said == "So:"
+    assert json.loads(broken)["function"] == {"name": "add", "arguments": given}
+    assert found.calls == (ToolCall("add", "{}", "c2"),)
+    assert found.truncated
+
+
+def test_calls_that_are_no_list_are_asked_again() -> None:
+    broken = completion("a")
+    broken["choices"][0]["message"]["tool_calls"] = "add"
+    with serving(first_then(Reply(body=broken))) as (server, engine, _):
+        assert only(engine, ask("a", tools=(ADD,))).text == "to a"
+    assert len(server.bodies) == 2
+
+
+def test_a_constrained_answer_may_be_a_call_instead() -> None:
+    asked = ask("a", constraint=Constraint("json_schema", "{}"), tools=(ADD,))
+    bodies = completion(None, calls=[("add", "{}", "c1")]), completion("no JSON")
+    with serving(first_then(*(Reply(body=one) for one in bodies))) as (_, engine, _):
+        assert only(engine, asked).calls == (ToolCall("add", "{}", "c1"),)
+        with pytest.raises(AdvisorError, match="does not enforce the form"):
+            only(engine, asked)
+
+
+def tokens(count: int) -> dict[str, Any]:
+    return {"prompt_tokens": count, "completion_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("offered", "takes", "notes"),
+    [
+        (Reply(body=completion("a", usage=tokens(90))), True, 0),
+        (Reply(body=completion(None, calls=[("add", "{}", "c1")], usage=tokens(9))), True, 0),
+        (Reply(body=completion("a", usage=tokens(9))), False, 1),  # accepted, and left out of the prompt
+        (Reply(400, {"error": {"message": '"auto" tool choice requires --enable-auto-tool-choice'}}), False, 0),
+        (Reply(422, {"detail": "extra inputs are not permitted"}), False, 0),
+        (Reply(404, {"error": {"message": "No endpoints found that support tool use"}}), False, 0),
+        (Reply(500, {"error": {"message": "tools param requires --jinja flag"}}), False, 0),
+    ],
+)
+def test_whether_a_server_takes_tools_is_asked_once(offered: Reply, takes: bool, notes: int) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        return offered if "tools" in body else Reply(body=completion("a", usage=tokens(9)))
+
+    with serving(answer) as (server, engine, told):
+        assert engine.takes_tools is takes
+        assert engine.takes_tools is takes
+        assert 1 <= len(server.bodies) <= 2
+        assert {one["max_tokens"] for one in server.bodies} == {1}
+    assert [one.level for one in told if isinstance(one, Note)] == ["warning"] * notes
+
+
+def test_what_is_no_word_on_tools_is_an_error_as_elsewhere() -> None:
+    engine = EndpointEngine(f"http://127.0.0.1:{free_port()}/v1", "m", lambda _: None, patience=QUICK)
+    with pytest.raises(AdvisorError, match="cannot be reached"):
+        _ = engine.takes_tools
+    for reply, said in (
+        (Reply(404, {"error": {"message": "no model m"}}), "no model m"),
+        (Reply(401, {"error": {"message": "who are you?"}}), "does not let us in"),
+        (Reply(500, {"error": {"message": "oops"}}), "no answer after 4 attempts"),
+    ):
+        with serving(lambda *_, reply=reply: reply) as (_, engine, _), pytest.raises(AdvisorError, match=said):
+            _ = engine.takes_tools
+    # A passing failure is borne.
+    with serving(first_then(Reply(503, {}), Reply(503, {}), Reply(429, {}, {"Retry-After": "0"}))) as (server, engine, _):
+        assert engine.takes_tools is False
+        assert len(server.bodies) == 5
+
+
+def test_a_request_with_tools_that_is_refused_says_so() -> None:
+    refused = Reply(400, {"error": {"message": "this model does not support tools"}})
+    with serving(lambda *_: refused) as (_, engine, _):
+        with pytest.raises(AdvisorError, match=r"refuses a request with functions to call \(status 400\): this model"):
+            only(engine, ask("a", tools=(ADD,)))
+        with pytest.raises(AdvisorError, match=r"refuses the request \(status 400\)"):
+            only(engine, ask("a"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from evals.engines.endpoint import EndpointEngine
-from evals.engines.engine import Constraint, Engine, Message, Request
+from evals.engines.engine import Constraint, Engine, Message, Request, ToolCall
 from evals.engines.models import DEMO_MODEL, resolve_model
 from evals.engines.retry import Patience
 from evals.errors import AdvisorError
@@ -98,6 +98,43 @@ def test_llama_cpp_tells_its_context_counts_tokens_and_keeps_to_a_form(llama: Se
     assert isinstance(json.loads(found["json"].text)["n"], int)
     assert found["label"].text in labels
     assert "context" in found["long"].skipped
+
+
+# ChatML with tools as Hermes and Qwen have them.
+HERMES = (
+    "{% if tools %}<|im_start|>system\n# Tools\n<tools>{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n</tools>\n"
+    'Answer with <tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n"
+    "{% if m.role == 'tool' %}<tool_response>\n{{ m.content }}\n</tool_response>{% else %}{{ m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ADD = '{"type": "function", "function": {"name": "add", "description": "The sum.", "parameters": {"type": "object"}}}'
+
+
+def test_llama_cpp_shows_tools_to_a_model_whose_template_has_a_place_for_them(llama: Server, users_cache: Path) -> None:
+    """The demo model's own has none, and llama.cpp drops them without a word. It does not call by itself either: a list of
+    one choice makes it."""
+    told: list[Event] = []
+    assert not EndpointEngine(llama.base_url, DEMO_MODEL, told.append, patience=QUICK).takes_tools
+    assert len(told) == 1
+    call = ToolCall("add", '{"a": 2, "b": 3}', "call00001")
+    written = f'<tool_call>\n{{"name": "add", "arguments": {call.arguments}}}\n</tool_call>'
+    chat = (Message("user", "What is 2 + 3?"),)
+    after = (*chat, Message("assistant", "", (call,)), Message("tool", "5", tool_call_id=call.id, name="add"))
+    asked = [
+        Request("call", chat, 60, constraint=Constraint("choice", json.dumps([written])), tools=(ADD,)),
+        Request("result", after, 12, tools=(ADD,)),
+    ]
+    with llama_server(demo_gguf(users_cache), template=HERMES) as server:
+        engine = engine_at(server.base_url)
+        assert engine.takes_tools
+        found = {one.id: one for one in engine.generate(asked)}
+    assert [(one.name, json.loads(one.arguments)) for one in found["call"].calls] == [("add", {"a": 2, "b": 3})]
+    assert found["result"].text
+    # The call and its result stand in the prompt.
+    assert found["result"].prompt_tokens > found["call"].prompt_tokens + 30
 
 
 def test_transformers_serve_answers_and_what_it_cannot_do_is_said(served: Server, users_cache: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from evals.engines import cache as module
 from evals.engines.cache import ROW_BYTES, ResponseCache, request_key, through
-from evals.engines.engine import Constraint, Message, Request, Response
+from evals.engines.engine import Constraint, Message, Request, Response, ToolCall
 from evals.events import Event, Note
 
 REQUEST = Request("a", (Message("system", "Be brief."), Message("user", "Hello")), 16)
@@ -35,6 +35,10 @@ CHANGES: dict[str, list[Any]] = {
         (Message("system", "Be brief."), Message("user", "Hello ")),
         (Message("system", "Be brief."), Message("assistant", "Hello")),
         (Message("system", "Be brief.Hello"),),
+        (*REQUEST.messages, Message("assistant", "", (ToolCall("f", "{}"),))),
+        (*REQUEST.messages, Message("assistant", "", (ToolCall("f", "{}", "1"),))),
+        (*REQUEST.messages, Message("tool", "2", tool_call_id="1")),
+        (*REQUEST.messages, Message("tool", "2", tool_call_id="1", name="f")),
     ],
     "max_new_tokens": [17],
     "temperature": [0.5],
@@ -42,6 +46,7 @@ CHANGES: dict[str, list[Any]] = {
     "stop": [("\n",), ("\n", ";"), ("\n;",)],
     "constraint": [Constraint("regex", "a"), Constraint("regex", "b"), Constraint("choice", "a")],
     "logprob": [True],
+    "tools": [("a",), ("b",), ("a", "b"), ("b", "a"), ("ab",)],
 }
 
 
@@ -125,6 +130,7 @@ def test_a_sample_without_a_seed_is_never_kept(path: Path) -> None:
         seconds=st.floats(0, 1e6),
         truncated=st.booleans(),
         logprob=st.none() | st.floats(allow_nan=False),
+        calls=st.lists(st.builds(ToolCall, st.text(st.characters()), st.text(), st.text()), max_size=3).map(tuple),
     )
 )
 def test_any_response_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, response: Response) -> None:
@@ -456,6 +462,35 @@ def test_a_row_that_is_torn_is_asked_again_and_replaced(path: Path, notes: list[
     assert [one.text for one in again] == ["one #3", "two #4"]
     assert [one.text for one in through(ResponseCache(path), "f", requests, model)] == ["one #3", "two #4"]
     assert not notes
+
+
+@pytest.mark.parametrize(
+    "calls", ["3", '[{"name": "f"}]', '["f"]', '[{"name": "f", "arguments": {}}]', '{"name": "f"}', "null"]
+)
+def test_a_row_whose_calls_are_damaged_is_asked_again(path: Path, calls: str) -> None:
+    cache = ResponseCache(path)
+    cache.put("key", replace(ANSWER, calls=(ToolCall("f", "{}"),)))
+    cache.close()
+    connection = sqlite3.connect(path)
+    (body,) = connection.execute("SELECT body FROM responses").fetchone()
+    damaged = body.replace(b'[{"name": "f", "arguments": "{}", "id": ""}]', calls.encode())
+    assert damaged != body
+    connection.execute("UPDATE responses SET body = ?", (damaged,))
+    connection.commit()
+    connection.close()
+    assert not ResponseCache(path).get_many(["key"])
+
+
+def test_rows_of_before_there_were_calls_are_read(path: Path) -> None:
+    cache = ResponseCache(path)
+    cache.put("key", ANSWER)
+    cache.close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE responses SET body = CAST(replace(body, ', \"calls\": []', '') AS BLOB)")
+    connection.commit()
+    assert b"calls" not in connection.execute("SELECT body FROM responses").fetchone()[0]
+    connection.close()
+    assert ResponseCache(path).get_many(["key"]) == {"key": replace(ANSWER, id="")}
 
 
 def runs_without(cache: ResponseCache, notes: list[str]) -> None:

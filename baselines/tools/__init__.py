@@ -1,0 +1,1 @@
+"""Tools: a model that may call functions while it answers, and what runs its calls."""
