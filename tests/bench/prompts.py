@@ -35,6 +35,7 @@ from baselines.trivial import trivial_arms
 from evals.candidate import Candidate
 from evals.engines.cache import ResponseCache
 from evals.engines.embed import Embedder
+from evals.engines.engine import Message
 from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.engines.machine import cache_folder
@@ -43,7 +44,9 @@ from evals.evaluate import evaluate
 from evals.events import CandidateScored, Event, Note
 from evals.scores import Scores, task_metrics
 from evals.statistics.paired import mean_interval, paired_difference
+from evals.task.example import Example
 from evals.task.load import Task, load_task
+from evals.task.splits import normalised_input
 
 TEST, DEV = 200, 100
 REQUESTS = 200
@@ -58,13 +61,18 @@ def rows(name: str, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (bench_data() / name / f"{split}.jsonl").open(encoding="utf-8")]
 
 
+def folded(text: str) -> str:
+    """As the task's own check for one question in two splits sees it."""
+    return normalised_input(Example("", (Message("user", text),), ""))
+
+
 def write_task(folder: Path, train: list[Any], test: list[Any], items: int, **spec: Any) -> None:
     """A task folder: dev is drawn from train, the test's items from the test file."""
     chance = random.Random(0)
     chosen = chance.sample(test, items)
-    # What the test asks is not shown: the files share some short messages.
-    asked = {row["input"] for row in chosen}
-    train = [row for row in train if row["input"] not in asked]
+    # What is asked is not shown: the files share some short messages.
+    asked = {folded(row["input"]) for row in chosen}
+    train = [row for name, row in {folded(row["input"]): row for row in train}.items() if name not in asked]
     chance.shuffle(train)
     dev, rest = train[: min(DEV, items)], train[min(DEV, items) :]
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,9 +187,10 @@ class Measured:
     def figures(self) -> dict[str, Any]:
         """Score, interval, difference from zero-shot, tokens and seconds a request, by arm."""
         reference = self.scores[REFERENCE].values()
+        groups = [example.group or example.id for example in self.task.test]
         found: dict[str, Any] = {}
         for name, scores in self.scores.items():
-            interval, away = mean_interval(scores.values()), paired_difference(scores.values(), reference)
+            interval, away = mean_interval(scores.values(), groups), paired_difference(scores.values(), reference, groups)
             cost = cost_per_1k(scores, self.task.spec.prices)
             found[name] = {
                 self.task.metric: scores.mean,
