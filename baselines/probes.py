@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from baselines.prompts.prompt import Prompt, answer_format
+from baselines.prompts.shots import pool_of, random_shots
 from evals.candidate import AnswerFormat, Kind, PromptFormat
 from evals.engines.engine import Engine, Request
 from evals.events import OnEvent, ignore
@@ -99,8 +99,7 @@ def shot_probes(task: Task, engine: Engine, on_event: OnEvent = ignore) -> list[
 
     Counts that the training rows do not have are left out; what does not fit the context is left out by the prompt, aloud.
     """
-    pool = list(task.train)
-    random.Random(task.spec.seed).shuffle(pool)
+    rows = len(pool_of(task.train).rows)
     answers, system = answer_format(task, engine), PromptFormat(task.instruction, "system")
     return [
         Prompt(
@@ -109,18 +108,18 @@ def shot_probes(task: Task, engine: Engine, on_event: OnEvent = ignore) -> list[
             system,
             answers,
             kind="probe",
-            shots=lambda examples, chosen=tuple(pool[:count]): [chosen] * len(examples),  # type: ignore[misc]
-            shot_settings={"choose": "nested", "count": count, "pool": content_hash(pool)},
+            shots=random_shots(task.train, count, task.spec.seed) if count else None,
+            shot_settings={"choose": "random", "count": count, "seed": task.spec.seed, "pool": content_hash(task.train)},
             on_event=on_event,
         )
         for count in SHOTS
-        if count <= len(pool)
+        if count <= rows
     ]
 
 
 def sample_probes(prompt: Prompt, seed: int) -> list[Prompt]:
     """`sample_1` to `sample_5`: the same prompt drawn again and again, for pass@k."""
     return [
-        replace(prompt, name=f"sample_{number + 1}", kind="probe", temperature=TEMPERATURE, seed=(seed + 7919 * number) % 2**31)
+        replace(prompt, name=f"sample_{number + 1}", kind="probe", temperature=TEMPERATURE, seed=seed * SAMPLES + number)
         for number in range(SAMPLES)
     ]

@@ -120,7 +120,7 @@ def print_journey(journey: Journey) -> None:
                 f"{1000 * one.average('seconds'):.1f}",
             )
         console.print(table)
-        if journey.race.left and not journey.reevaluated:
+        if journey.race and journey.race.left and not journey.reevaluated:
             console.print(f"{journey.race.sentence()}; the report tells which.")
     if journey.recommendation:
         console.print(

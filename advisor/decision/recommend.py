@@ -33,8 +33,9 @@ TRAINING_ACTIONS = frozenset({"fine_tune", "fine_tune_with_context", "rag_on_tun
 class Evidence:
     """All that was measured on dev: arms with unchanged weights, and the probe, a short training run on part of the rows.
 
-    `groups` names each item's cluster (None: every item is its own); `probes` hold what the diagnosis rests on. `target` is the score that is good enough, `min_gain` the gain that training must bring. `served`:
-    the weights are on a server, so that training could not be probed.
+    `groups` names each item's cluster (None: every item is its own); `probes` hold what the diagnosis rests on. `target` is
+    the score that is good enough, `min_gain` the gain that training must bring. `served`: the weights are on a server, so that
+    training could not be probed.
     """
 
     arms: tuple[Scores, ...]
@@ -206,9 +207,7 @@ def _unchanged_weights(
     chosen = best
     needed = named.get("dearer against plain")
     if needed:
-        against = (
-            f"the best candidate without retrieval or tools ({best_plain.candidate}, {best_plain.mean:.3f})"
-        )
+        against = f"the best candidate without retrieval or tools ({best_plain.candidate}, {best_plain.mean:.3f})"
         if needed.better:
             sentence = f"{best.candidate} ({best.mean:.3f}) beats {against} by {span(needed)}."
         else:

@@ -37,9 +37,7 @@ def asking_arms(task: Task, session: Session, folder: Path, on_event: OnEvent) -
     tools = tool_arms(task, engine, dense_lookup(index) if index else None, on_event)
     return [
         *prompt_arms(task, engine, embedder, on_event),
-        *optimised_arms(
-            task, engine, session.proposer, session.metrics, folder / "optimised", on_event, described(task)
-        ),
+        *optimised_arms(task, engine, session.proposer, session.metrics, folder / "optimised", on_event, described(task)),
         *rag_arms(task, engine, embedder),
         *(bootstrapped(one, task, session.metrics, on_event) for one in tools),
     ]
@@ -70,7 +68,7 @@ def _finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) ->
     if raced.left:
         on_event(Note(raced.sentence()))
     through = [arm for arm in asking if arm.name in raced.through]
-    better = combined(task, [arm for arm in through if isinstance(arm, Prompt)], session.engine, on_event)
+    better = combined(task, [arm for arm in through if isinstance(arm, Prompt)], session.engine)
     return [*unasking_arms(task, session), *through, *better], raced
 
 

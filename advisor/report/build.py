@@ -39,7 +39,7 @@ def build_report(journey: Journey) -> dict[str, Any]:
         },
         "data": _data(journey),
         "dev": [_row(one, task, "dev", journey.checks.tainted("dev") if journey.checks else ()) for one in journey.arms],
-        "race": asdict(journey.race) if journey.race.left else None,
+        "race": asdict(journey.race) if journey.race and journey.race.left else None,
         "recommendation": asdict(journey.recommendation) if journey.recommendation else None,
         "training": asdict(journey.trained) if journey.trained else None,
         "test": [_row(one, task, "test", result.tainted) for one in result.test] if result else [],

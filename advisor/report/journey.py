@@ -22,7 +22,7 @@ class Journey:
     folder: Path
     task: Task
     arms: tuple[Scores, ...] = ()
-    race: Race = Race()
+    race: Race | None = None
     recommendation: Recommendation | None = None
     trained: TrainedAdapter | None = None
     reevaluated: Reevaluation | None = None

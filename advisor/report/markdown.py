@@ -139,9 +139,7 @@ def _race(report: dict[str, Any]) -> str:
     raced = report.get("race")
     if not raced:
         return ""
-    rows = [
-        [f"`{one['candidate']}`", one["kind"], str(one["items"]), f"{one['score']:.3f}"] for one in reversed(raced["left"])
-    ]
+    rows = [[f"`{one['candidate']}`", one["kind"], str(one["items"]), f"{one['score']:.3f}"] for one in reversed(raced["left"])]
     return (
         f"\n\nOther ways to ask left a race on the same items before its end, the lowest first "
         f"({raced['spent']} answers spent on it):\n\n{_table(['left', 'kind', 'after items', 'score on them'], rows)}"

@@ -10,6 +10,7 @@ from functools import cached_property
 from baselines.trivial import most_frequent
 from evals.metrics.structured import parse_object
 from evals.task.load import Task
+from evals.task.targets import MAX_LABELS
 
 # No JSON value: the class of the rows that lack a field.
 ABSENT = ""
@@ -48,7 +49,7 @@ class Fields:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Fields with at least two values, of which most rows share theirs with three others or more.
+        """Fields with at least two values and at most `MAX_LABELS`, most rows sharing theirs with three others or more.
 
         The label of a label task is one whatever its counts: the task says so.
         """
@@ -56,7 +57,7 @@ class Fields:
         for key in self.keys:
             values = Counter(row[key] for row in self.rows if key in row)
             shared = sum(count for count in values.values() if count >= 4)
-            few = len(values) <= max(2, values.total() // 3)
+            few = len(values) <= min(MAX_LABELS, max(2, values.total() // 3))
             if len(values) > 1 and (self.is_label or (2 * shared > values.total() and few)):
                 found.append(key)
         return tuple(found)

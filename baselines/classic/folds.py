@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FOLDS = 3
 # Rows that a setting is chosen on: more cost minutes and change the choice little.
 MOST_ROWS = 2000
+MOST_VALUES = 200
 
 Setting = TypeVar("Setting")
 
@@ -61,12 +62,15 @@ def choose(
     clusters: Sequence[str],
     right: Callable[[Setting, NDArray[np.int64], NDArray[np.int64]], int],
 ) -> Setting:
-    """The setting that is right about most held-out rows (ties: the first); `default` where no fold can be learnt from.
+    """The setting that is right about most held-out rows (ties: the first); `default` where no fold can be learnt from, or
+    where the values are so many that learning over and over would take minutes (`MOST_VALUES`).
 
     `right(setting, learn, ask)` learns from some rows and counts those of the others that it is right about.
     """
     import numpy as np
 
+    if len(set(values)) > MOST_VALUES:
+        return default
     rows = np.asarray(sample(clusters))
     some = [values[at] for at in rows]
     place = folds(some, [clusters[at] for at in rows])

@@ -13,7 +13,7 @@ from baselines.prompts.templates import template_arms
 from evals.candidate import Candidate, PromptFormat
 from evals.engines.embed import Embedder
 from evals.engines.engine import Engine
-from evals.events import OnEvent
+from evals.events import OnEvent, ignore
 from evals.task.load import Task
 
 SAMPLES = 5
@@ -31,7 +31,7 @@ def prompt_arms(task: Task, engine: Engine, embedder: Embedder, on_event: OnEven
     return [
         *arms,
         described_arm(task, engine, on_event),
-        *constrained_arms(task, engine, on_event),
+        *constrained_arms(task, engine, constraint, on_event),
         *template_arms(task, engine, embedder, on_event, constraint),
         *few_shot_arms(task, engine, embedder, on_event),
         reasoning,
@@ -39,8 +39,9 @@ def prompt_arms(task: Task, engine: Engine, embedder: Embedder, on_event: OnEven
     ]
 
 
-def combined(task: Task, prompts: Sequence[Prompt], engine: Engine, on_event: OnEvent) -> list[Prompt]:
+def combined(task: Task, prompts: Sequence[Prompt], engine: Engine) -> list[Prompt]:
     """The prompts with demonstrations once more with the form of answers enforced, where the task has a form."""
-    constraint = constraint_of(task, engine, on_event)
-    shown = [one for one in prompts if one.shots and not one.constraint]
+    # Why there is none was said when the prompts were made.
+    constraint = constraint_of(task, engine, ignore)
+    shown = [one for one in prompts if one.shots and not one.constraint and not one.answer_format.after]
     return [constrained(one, constraint) for one in shown] if constraint else []

@@ -56,9 +56,8 @@ def constrained(prompt: Prompt, constraint: Constraint) -> Prompt:
     return replace(prompt, name=f"{prompt.name}_constrained", answer_format=answers, constraint=constraint)
 
 
-def constrained_arms(task: Task, engine: Engine, on_event: OnEvent) -> list[Prompt]:
+def constrained_arms(task: Task, engine: Engine, constraint: Constraint | None, on_event: OnEvent) -> list[Prompt]:
     """`zero_shot_constrained`, with the instruction that tells the form; none where there is no form to enforce."""
-    constraint = constraint_of(task, engine, on_event)
     if constraint is None:
         return []
     return [replace(constrained(described_arm(task, engine, on_event), constraint), name="zero_shot_constrained")]

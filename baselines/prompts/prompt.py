@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evals.candidate import AnswerFormat, Kind, PromptFormat
 from evals.engines.engine import Constraint, Engine, Message, Request
 from evals.events import Note, OnEvent, ignore
+from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.load import Task
 
@@ -26,7 +27,8 @@ class Prompt:
     """`shots` chooses the demonstrations of each example; `shot_settings` says how, for the record's key.
 
     A prompt that does not fit the context loses demonstrations from the front, the least near, and says so. Answers are
-    greedy at `temperature` 0; above it they are drawn with `seed`.
+    greedy at `temperature` 0; above it they are drawn, each example with a seed of its own that `seed` begins: drawn with one
+    seed, all rows would share their luck, and intervals take it to be independent.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Prompt:
                 self.prompt_format.messages(example, chosen),
                 self.answer_format.max_new_tokens,
                 self.temperature,
-                self.seed,
+                None if self.seed is None else seed_of(self.seed, example.id),
                 constraint=self.constraint,
             )
             for example, chosen in zip(examples, self._shots(examples), strict=True)
@@ -87,6 +89,11 @@ class Prompt:
             f"they do not fit the context of {self.engine.context_length:,} tokens with {self.answer_format.max_new_tokens:,} "
             "for the answer"
         )
+
+
+def seed_of(seed: int, example: str, number: int = 0) -> int:
+    """The seed of an example's draw: the same in every run, and no other example's."""
+    return int(content_hash([seed, example, number])[:8], 16) % 2**31
 
 
 def dropped_shots(

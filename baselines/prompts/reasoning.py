@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from baselines.prompts.prompt import Prompt, answer_format
+from baselines.prompts.prompt import Prompt, answer_format, seed_of
 from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat
 from evals.engines.engine import Engine, Request, Response
 from evals.events import Note, OnEvent
@@ -15,7 +15,6 @@ from evals.metrics.label import normalise_label
 from evals.metrics.number import parse_number
 from evals.metrics.structured import NOTHING, parse_value
 from evals.metrics.text import normalise
-from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.load import Task
 
@@ -82,13 +81,9 @@ class SelfConsistency:
 
     def _sampled(self, request: Request) -> Exchange:
         """One round with all samples, then the vote."""
-        seeds = [_seed(self.seed, request.id, number) for number in range(self.samples)]
+        seeds = [seed_of(self.seed, request.id, number) for number in range(self.samples)]
         responses = yield [replace(request, temperature=TEMPERATURE, seed=seed) for seed in seeds]
         return voted(responses, self.prompt.answer_format)
-
-
-def _seed(seed: int, example: str, number: int) -> int:
-    return int(content_hash([seed, example, number])[:8], 16) % 2**31
 
 
 def voted(responses: Sequence[Response], answers: AnswerFormat) -> Answer:

@@ -17,11 +17,11 @@ from evals.records import content_hash
 from evals.task.example import Example
 from evals.task.reading.documents import Document, read_documents
 from evals.task.reading.formats import Row, read_rows
-from evals.task.reading.templates import Template, read_templates
+from evals.task.reading.templates import Template, mark_values, read_templates, template_problems
 from evals.task.spec import HubDataset, OutputType, TaskSpec, read_spec
 from evals.task.splits import NAMES, make_splits, named_groups, split_problems, time_problems
 from evals.task.targets import metric_problems, output_of, read_schema, target_problems
-from evals.task.tools import Tool, read_tools
+from evals.task.tools import Tool, read_tools, tool_problems
 
 # How a server is reached changes no answer, and data's paths none either: neither is part of a run's identity.
 NOT_HASHED: Any = {"data": True, "model": {"api_key_env", "max_concurrency", "request_timeout"}}
@@ -162,8 +162,11 @@ def read_intake(path: Path) -> Intake:
     if templates:
         said.append(f"prompts: {', '.join(one.name for one in templates)} of {PROMPTS}/")
     tools = read_tools(spec.tools, folder, problems)
+    problems += tool_problems(tools, documents, str(file))
     unreadable = bool(problems)
     output_type, labels = output_of(spec, [row.example.target for row in given["train"]], said)
+    values = mark_values(instruction, labels, schema)
+    problems += template_problems(templates, folder, values)
     every = [row for name in NAMES for row in given.get(name, ())]
     timeless = time_problems(given["train"], spec.columns.time)
     problems += timeless

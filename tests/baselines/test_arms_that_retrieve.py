@@ -176,15 +176,19 @@ def test_the_irrelevant_passage_is_of_another_group_and_does_not_hold_the_answer
         question("e", "rope", "The rope is twelve metres long....", "mooring"),
     ]
     chosen = irrelevant_passages(examples)
-    by_passage = {one.gold_passages[0]: one for one in examples}
     for one in examples:
-        other = by_passage[chosen[one.id]]
-        assert other.group != one.group
+        # What comes first in it is (the beginning of) one passage, of another group.
+        beginning = chosen[one.id].split("\n\n")[0].rstrip("\n")
+        others = [other for other in examples if other.gold_passages[0].startswith(beginning)]
+        assert others
+        assert all(other.group != one.group for other in others)
         assert one.target.lower() not in chosen[one.id].lower()
         assert not containment(chosen[one.id], one.target)
     # The nearest in length of those that remain.
-    assert chosen["a"] == examples[4].gold_passages[0]
-    assert chosen["b"] == examples[4].gold_passages[0]
+    for name, at in (("a", 0), ("b", 1)):
+        length = len(examples[at].gold_passages[0])
+        assert chosen[name].startswith(examples[4].gold_passages[0][:length])
+        assert len(chosen[name]) == length
 
 
 def test_where_no_passage_is_irrelevant_there_is_none() -> None:

@@ -82,6 +82,12 @@ def test_only_fields_with_shared_values_are_learnt(make_task: MakeTask, embedder
         assert body["queue"] in {"a", "b"}
 
 
+def test_a_field_of_very_many_values_is_no_label(make_task: MakeTask, embedder: Embedder, tmp_path: Path) -> None:
+    targets = [{"most": at % 100, "more": at % 101} for at in range(404)]
+    task = json_task(make_task, tmp_path / "t", targets)
+    assert Classifier(task, Logistic(embedder)).fields.labels == ("most",)
+
+
 def test_a_field_that_some_rows_lack_is_left_out_where_it_is_not_expected(
     make_task: MakeTask, embedder: Embedder, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.classic.folds import FOLDS, choose, clusters, folds, sample
+from baselines.classic.folds import FOLDS, MOST_VALUES, choose, clusters, folds, sample
 from evals.engines.engine import Message
 from evals.task.example import Example
 
@@ -71,6 +71,9 @@ def test_where_nothing_can_be_held_out_the_usual_setting_stands() -> None:
         raise AssertionError("there is nothing to learn from")
 
     assert choose(["a"], "usual", ["x", "y"], ["one", "one"], right) == "usual"
+    # More values than are worth the time.
+    many = [str(at // 2) for at in range(2 * MOST_VALUES + 2)]
+    assert choose(["a"], "usual", many, [str(at) for at in range(len(many))], right) == "usual"
     # All rows but one have one value: without that row there is nothing to tell apart, with it nothing to ask about it.
     calls = []
     assert choose(["a"], "usual", ["x"] * 5, list("12345"), lambda *given: calls.append(given) or 0) == "usual"

@@ -95,14 +95,14 @@ def test_a_choice_has_room_for_the_longest_label_however_it_is_written(
 ) -> None:
     long = "a label that no training row has " + "and goes on " * 5
     task = task_of(make_task, tmp_path, ["red", "blue"], type="label", labels=["red", "blue", long.strip()])
-    (arm,) = constrained_arms(task, engine, ignore)
+    (arm,) = constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     assert answer_format(task, engine).max_new_tokens < len(long)
     assert said_by(arm, task.dev, 20) == {"red", "blue", long.strip()}
 
 
 def test_the_arm_is_told_the_form_that_it_is_kept_to(make_task: MakeTask, tmp_path: Path, engine: HfEngine) -> None:
     task = task_of(make_task, tmp_path, ["red", "blue"], type="label")
-    (arm,) = constrained_arms(task, engine, ignore)
+    (arm,) = constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     assert (arm.name, arm.kind) == ("zero_shot_constrained", "prompt")
     assert arm.prompt_format.instruction == described(task)
     assert all(one.constraint == constraint_of(task, engine, ignore) for one in arm.requests(task.dev))
@@ -115,7 +115,7 @@ def test_the_arm_is_told_the_form_that_it_is_kept_to(make_task: MakeTask, tmp_pa
 
 def test_no_weights_are_loaded_to_know_the_form(make_task: MakeTask, tmp_path: Path, engine: HfEngine) -> None:
     task = task_of(make_task, tmp_path, ["red", "blue"], type="label")
-    assert constrained_arms(task, engine, ignore)
+    assert constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     assert "base" not in vars(engine.handle)
 
 
@@ -123,7 +123,7 @@ def test_json_answers_fit_the_tasks_schema(make_task: MakeTask, tmp_path: Path, 
     target = json.dumps({"colour": "red", "count": 3})
     files = {"ticket.json": json.dumps(TICKET)}
     task = task_of(make_task, tmp_path, [target], files, type="json", schema="ticket.json")
-    (arm,) = constrained_arms(task, engine, ignore)
+    (arm,) = constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     assert arm.constraint is not None
     assert json.loads(arm.constraint.source) == TICKET
     answers = [json.loads(one) for one in said_by(arm, task.dev, 5)]
@@ -146,7 +146,7 @@ def test_without_a_schema_json_has_the_form_of_the_training_targets(
     assert constraint is not None
     schema = json.loads(constraint.source)
     assert schema == inferred_schema(rows * 3)
-    (arm,) = constrained_arms(task, engine, ignore)
+    (arm,) = constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     for one in said_by(arm, task.dev, 3):
         jsonschema.validate(json.loads(one), schema)
 
@@ -171,7 +171,7 @@ def test_a_schema_that_cannot_be_enforced_is_a_warning_and_no_arm(
     (note,) = notes(told)
     assert note.startswith("answers are not constrained: ")
     assert (said or "JSON schema") in note
-    assert constrained_arms(replace(task, schema=schema), engine, ignore) == []
+    assert constrained_arms(task, engine, None, ignore) == []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_schema_need_not_say_that_an_answer_is_an_object(
     make_task: MakeTask, tmp_path: Path, engine: HfEngine, schema: dict[str, Any]
 ) -> None:
     task = replace(task_of(make_task, tmp_path, ['{"colour": "red", "count": 3}'], type="json"), schema=schema)
-    (arm,) = constrained_arms(task, engine, ignore)
+    (arm,) = constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     for one in said_by(arm, task.dev, 2):
         jsonschema.validate(json.loads(one), TICKET)
 
@@ -203,7 +203,7 @@ def test_a_label_that_the_tokeniser_cannot_write_is_a_warning_and_no_arm(
 def test_numbers_are_plain_ones(make_task: MakeTask, tmp_path: Path, engine: HfEngine) -> None:
     task = task_of(make_task, tmp_path, ["3", "-4.5", "1,000"], type="number")
     assert constraint_of(task, engine, ignore) == Constraint("regex", NUMBER)
-    (arm,) = constrained_arms(task, engine, ignore)
+    (arm,) = constrained_arms(task, engine, constraint_of(task, engine, ignore), ignore)
     answers = said_by(arm, task.dev, 5)
     assert len(answers) > 20
     for one in answers:
@@ -227,7 +227,7 @@ def test_text_has_no_form(make_task: MakeTask, tmp_path: Path, engine: HfEngine)
     task = task_of(make_task, tmp_path, [f"word {at}" for at in range(24)], type="text")
     told: list[Event] = []
     assert constraint_of(task, engine, told.append) is None
-    assert constrained_arms(task, engine, told.append) == []
+    assert constrained_arms(task, engine, None, told.append) == []
     assert not told
 
 

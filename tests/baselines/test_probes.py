@@ -68,6 +68,8 @@ def test_more_shots_hold_the_fewer_and_nothing_else_changes(task: Task) -> None:
 def test_samples_differ_by_their_seed_alone(task: Task) -> None:
     plain = shot_probes(task, Silent())[0]
     drawn = [one.requests(task.dev) for one in sample_probes(plain, 3)]
-    assert len({one[0].seed for one in drawn}) == len(drawn) == 5
+    assert len(drawn) == 5
+    # No two draws share their luck, neither of one question nor of two.
+    assert len({request.seed for one in drawn for request in one}) == 5 * len(task.dev)
     assert {one[0].temperature for one in drawn} == {0.7}
     assert {one[0].messages for one in drawn} == {plain.requests(task.dev)[0].messages}

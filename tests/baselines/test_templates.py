@@ -16,10 +16,11 @@ from evals.engines.embed import Embedder
 from evals.engines.engine import Constraint, Message
 from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
-from evals.errors import ProblemsError
+from evals.errors import Problem, ProblemsError
 from evals.evaluate import evaluate
 from evals.events import Event, Note, ignore
 from evals.task.load import Task, load_task
+from evals.task.reading.templates import read_templates
 
 CAREFUL = """---
 system: "Be careful. {{instruction}}"
@@ -53,8 +54,14 @@ def arms_of(
     def make(
         prompts: dict[str, str], constraint: Constraint | None = None, **changes: Any
     ) -> tuple[Task, dict[str, Prompt], list[str]]:
-        files = {f"prompts/{name}.md": text for name, text in prompts.items()}
-        task = replace(load_task(make_task(tmp_path / "task", files=files)), **changes)
+        folder = make_task(tmp_path / "task")
+        plain = replace(load_task(folder), **changes)
+        (folder / "prompts").mkdir(exist_ok=True)
+        for name, text in prompts.items():
+            (folder / "prompts" / f"{name}.md").write_text(text)
+        problems: list[Problem] = []
+        task = replace(plain, templates=read_templates(folder / "prompts", problems))
+        assert not problems
         told: list[Event] = []
         arms = template_arms(task, engine, embedder, told.append, constraint)
         return task, {one.name: one for one in arms}, [one.text for one in told if isinstance(one, Note)]

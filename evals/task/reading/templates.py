@@ -70,7 +70,8 @@ def read_templates(folder: Path, problems: list[Problem]) -> tuple[Template, ...
     Hidden files are passed over. A template with a fault is left out.
     """
     try:
-        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".md") and not name.startswith("."))
+        every = (name for name in os.listdir(folder) if name.lower().endswith(".md") and not name.startswith("."))
+        names = sorted(name for name in every if name.lower() != "readme.md")
     except OSError as error:
         if not os.path.lexists(folder):
             return ()
