@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.prompts.prompt import Prompt, answer_format, dropped_shots, most_tokens
+from baselines.prompts.prompt import Prompt, answer_format, dropped_shots, most_tokens, seed_of
 from evals.candidate import AnswerFormat, PromptFormat
 from evals.engines.engine import Constraint, Message, Request, ToolCall
 from evals.engines.handle import ModelHandle
@@ -79,7 +79,7 @@ def test_requests_carry_all_that_the_prompt_says_and_its_settings_show_it() -> N
     )
     (asked,) = whole.requests([row("q", "question")])
     turns = (("system", "Say."), ("user", "shot"), ("assistant", "a"), ("user", "question"))
-    assert asked == Request("q", tuple(Message(*turn) for turn in turns), ANSWER, 0.5, 9, constraint=form)
+    assert asked == Request("q", tuple(Message(*turn) for turn in turns), ANSWER, 0.5, seed_of(9, "q"), constraint=form)
     changes = [{"shot_settings": {"n": 2}}, {"constraint": form}, {"temperature": 0.5}, {"seed": 1}, {"answer_format": None}]
     changes[-1] = {"answer_format": replace(ANSWERS, after="Answer:")}
     assert len({str(replace(plain, **change).settings) for change in [{}, *changes]}) == len(changes) + 1  # type: ignore[arg-type]

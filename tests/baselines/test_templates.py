@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def arms_of(
         prompts: dict[str, str], constraint: Constraint | None = None, **changes: Any
     ) -> tuple[Task, dict[str, Prompt], list[str]]:
         folder = make_task(tmp_path / "task")
+        shutil.rmtree(folder / "prompts", ignore_errors=True)  # of an earlier call
         plain = replace(load_task(folder), **changes)
         (folder / "prompts").mkdir(exist_ok=True)
         for name, text in prompts.items():
