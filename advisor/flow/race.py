@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from advisor.decision.cost import cheapness
 from advisor.decision.raced import Left, Race
 from advisor.flow.run import reuse
 from advisor.flow.session import Session
@@ -69,9 +68,8 @@ def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, 
             spent += items - before
             ticker.advance(items - before)
         before = items
-        # Of equals the dearest leaves.
-        served = task.spec.model.served
-        out = min(running, key=lambda arm: (last[arm.name].mean, *_dear(last[arm.name], task, served)))
+        # Of equals the one with the most tokens leaves, then the later one: seconds would let noise choose.
+        out = min(reversed(running), key=lambda arm: (last[arm.name].mean, -_tokens(last[arm.name])))
         running.remove(out)
         left.append(Left(out.name, out.kind, items, last[out.name].mean))
     through = [arm.name for arm in running]
@@ -83,8 +81,8 @@ def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, 
     return Race(tuple(through), tuple(one for one in left if one.candidate not in through), n, spent)
 
 
-def _dear(scores: Scores, task: Task, served: bool) -> tuple[float, ...]:
-    return tuple(-one for one in cheapness(scores, task.spec.prices, served=served))
+def _tokens(scores: Scores) -> float:
+    return scores.average("prompt_tokens") + scores.average("output_tokens")
 
 
 def _only_notes(on_event: OnEvent) -> OnEvent:

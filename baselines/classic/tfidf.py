@@ -89,6 +89,12 @@ def _fit(known: Any, values: Sequence[str], clusters: Sequence[str]) -> Any:
 
 
 def _model(known: Any, wanted: Any, strength: float) -> Any:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(C=strength, random_state=SEED, dual=True).fit(known, wanted)
+    with warnings.catch_warnings():
+        # Labels that the words do not tell are fitted for ever; the folds say what that is worth.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LinearSVC(C=strength, random_state=SEED, dual=True).fit(known, wanted)
