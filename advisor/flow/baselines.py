@@ -10,6 +10,7 @@ from advisor.flow.run import Run
 from advisor.flow.session import Session
 from baselines.classic.arms import classic_arms
 from baselines.prompts.arms import combined, prompt_arms
+from baselines.prompts.constrained import constraint_of
 from baselines.prompts.instruction import described
 from baselines.prompts.optimise.arms import optimised_arms
 from baselines.prompts.prompt import Prompt
@@ -19,6 +20,7 @@ from baselines.tools.demonstrations import bootstrapped
 from baselines.tools.lookup import dense_lookup
 from baselines.trivial import trivial_arms
 from evals.candidate import Candidate
+from evals.engines.engine import Constraint
 from evals.evaluate import evaluate
 from evals.events import Note, OnEvent
 from evals.scores import Scores
@@ -30,13 +32,15 @@ def unasking_arms(task: Task, session: Session) -> list[Candidate]:
     return [*trivial_arms(task), *classic_arms(task, session.embedder)]
 
 
-def asking_arms(task: Task, session: Session, folder: Path, on_event: OnEvent) -> list[Candidate]:
+def asking_arms(
+    task: Task, session: Session, constraint: Constraint | None, folder: Path, on_event: OnEvent
+) -> list[Candidate]:
     """Candidates that ask the model as it is. What the search for instructions finds is kept in `folder`."""
     engine, embedder = session.engine, session.embedder
     index = document_index(task, embedder)
     tools = tool_arms(task, engine, dense_lookup(index) if index else None, on_event)
     return [
-        *prompt_arms(task, engine, embedder, on_event),
+        *prompt_arms(task, engine, embedder, constraint, on_event),
         *optimised_arms(task, engine, session.proposer, session.metrics, folder / "optimised", on_event, described(task)),
         *rag_arms(task, engine, embedder),
         *(bootstrapped(one, task, session.metrics, on_event) for one in tools),
@@ -63,12 +67,13 @@ def finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> 
 
 
 def _finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> tuple[list[Candidate], Race]:
-    asking = asking_arms(task, session, folder, on_event)
+    constraint = constraint_of(task, session.engine, on_event)
+    asking = asking_arms(task, session, constraint, folder, on_event)
     raced = race(task, asking, session, folder / "race.json", on_event)
     if raced.left:
         on_event(Note(raced.sentence()))
     through = [arm for arm in asking if arm.name in raced.through]
-    better = combined(task, [arm for arm in through if isinstance(arm, Prompt)], session.engine)
+    better = combined([arm for arm in through if isinstance(arm, Prompt)], constraint)
     return [*unasking_arms(task, session), *through, *better], raced
 
 

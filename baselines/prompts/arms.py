@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baselines.prompts.constrained import constrained, constrained_arms, constraint_of
+from baselines.prompts.constrained import constrained, constrained_arms
 from baselines.prompts.instruction import described_arm
 from baselines.prompts.prompt import Prompt, answer_format
 from baselines.prompts.reasoning import SelfConsistency, reason_then_answer
@@ -12,17 +12,18 @@ from baselines.prompts.shots import few_shot_arms
 from baselines.prompts.templates import template_arms
 from evals.candidate import Candidate, PromptFormat
 from evals.engines.embed import Embedder
-from evals.engines.engine import Engine
-from evals.events import OnEvent, ignore
+from evals.engines.engine import Constraint, Engine
+from evals.events import OnEvent
 from evals.task.load import Task
 
 SAMPLES = 5
 
 
-def prompt_arms(task: Task, engine: Engine, embedder: Embedder, on_event: OnEvent) -> list[Candidate]:
-    """Every prompt candidate, the cheapest first."""
+def prompt_arms(
+    task: Task, engine: Engine, embedder: Embedder, constraint: Constraint | None, on_event: OnEvent
+) -> list[Candidate]:
+    """Every prompt candidate, the cheapest first. `constraint` is the form of the task's answers (`constraint_of`)."""
     answers = answer_format(task, engine)
-    constraint = constraint_of(task, engine, on_event)
     reasoning = reason_then_answer(task, engine, on_event)
     arms = [Prompt("zero_shot", engine, PromptFormat(task.instruction, "system"), answers, on_event=on_event)]
     if task.instruction:
@@ -39,9 +40,7 @@ def prompt_arms(task: Task, engine: Engine, embedder: Embedder, on_event: OnEven
     ]
 
 
-def combined(task: Task, prompts: Sequence[Prompt], engine: Engine) -> list[Prompt]:
+def combined(prompts: Sequence[Prompt], constraint: Constraint | None) -> list[Prompt]:
     """The prompts with demonstrations once more with the form of answers enforced, where the task has a form."""
-    # Why there is none was said when the prompts were made.
-    constraint = constraint_of(task, engine, ignore)
     shown = [one for one in prompts if one.shots and not one.constraint and not one.answer_format.after]
     return [constrained(one, constraint) for one in shown] if constraint else []
