@@ -77,7 +77,7 @@ class OptimiseSpec(Strict):
     """
 
     methods: tuple[Literal["propose", "gepa", "mipro"], ...] = ("propose",)
-    requests: int = Field(default=300, ge=0, le=1_000_000)
+    requests: int = Field(default=150, ge=0, le=1_000_000)
     proposer: ModelSpec | None = None
 
 

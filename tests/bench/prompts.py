@@ -52,12 +52,19 @@ from evals.task.splits import normalised_input
 TEST, DEV = 200, 100
 REQUESTS = 200
 LABELS = 12
-# A vote costs five times what reasons cost: it is taken on one task of labels and on the one of calculation.
-VOTED = ("banking12", "gsm8k")
+# A vote costs five times what reasons cost, and where those score nothing it finds nothing.
+VOTED = ("banking12",)
 OPTIMISED = ("banking12", "restaurant8k")
 REFERENCE = "zero_shot"
-# What a price list is asked by without tools: no prompt knows the prices.
-WITHOUT_TOOLS = {"zero_shot", "zero_shot_described", "few_shot_nearest_8", "few_shot_nearest_32", "reason_then_answer"}
+# What stands beside tools where the model calculates: it cannot in its head, and no prompt knows the prices.
+WITHOUT_TOOLS = {
+    "zero_shot",
+    "zero_shot_described",
+    "zero_shot_constrained",
+    "few_shot_random_8",
+    "few_shot_nearest_8",
+    "reason_then_answer",
+}
 
 
 def rows(name: str, split: str) -> list[dict[str, Any]]:
@@ -178,7 +185,7 @@ class Measured:
         task, engine = self.task, self.engine
         constraint = constraint_of(task, engine, self.told)
         prompts = prompt_arms(task, engine, self.embedder, constraint, self.told)
-        if self.name == "price_list":
+        if self.name in {"gsm8k", "price_list"}:
             prompts = [arm for arm in prompts if arm.name in WITHOUT_TOOLS]
         if self.name not in VOTED:
             prompts = [arm for arm in prompts if not arm.name.startswith("self_consistency")]
