@@ -21,6 +21,8 @@ from evals.task.load import Task
 # What the race may spend, in evaluations of the whole split; and how many candidates come through it.
 ROUNDS = 6
 COME_THROUGH = 4
+# By how much the items grow from round to round, at least.
+STEP = 1.6
 # What everyone asks for first stays, whatever it scores.
 REFERENCE = "zero_shot"
 
@@ -51,27 +53,21 @@ def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, 
     running = list(arms)
     left: list[Left] = []
     last: dict[str, Scores] = {}
-    schedule = rejects_schedule(len(arms), ROUNDS * n, n)
+    rounds = in_rounds(rejects_schedule(len(arms), ROUNDS * n, n)[: len(arms) - COME_THROUGH])
     spent, before = 0, 0
-    total = sum(
-        (items - earlier) * (len(arms) - at)
-        for at, (earlier, items) in enumerate(zip((0, *schedule), schedule, strict=False))
-        if len(arms) - at > COME_THROUGH
-    )
-    ticker = Ticker(on_event, "the race on dev", total, "answers")
-    for items in schedule:
-        if len(running) <= COME_THROUGH:
-            break
+    ticker = Ticker(on_event, "the race on dev", _answers(len(arms), rounds), "answers")
+    for items, leaving in rounds:
         some = task.with_split("dev", order[:items])
         for arm in running:
             last[arm.name] = evaluate(some, arm, "dev", folder, _only_notes(on_event), session.metrics)
             spent += items - before
             ticker.advance(items - before)
         before = items
-        # Of equals the one with the most tokens leaves, then the later one: seconds would let noise choose.
-        out = min(reversed(running), key=lambda arm: (last[arm.name].mean, -_tokens(last[arm.name])))
-        running.remove(out)
-        left.append(Left(out.name, out.kind, items, last[out.name].mean))
+        for _ in range(leaving):
+            # Of equals the one with the most tokens leaves, then the later one: seconds would let noise choose.
+            out = min(reversed(running), key=lambda arm: (last[arm.name].mean, -_tokens(last[arm.name])))
+            running.remove(out)
+            left.append(Left(out.name, out.kind, items, last[out.name].mean))
     through = [arm.name for arm in running]
     kinds = {arm.kind for arm in running}
     for one in reversed(left):
@@ -79,6 +75,30 @@ def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, 
             through.append(one.candidate)
             kinds.add(one.kind)  # type: ignore[arg-type]
     return Race(tuple(through), tuple(one for one in left if one.candidate not in through), n, spent)
+
+
+def in_rounds(schedule: Sequence[int]) -> list[tuple[int, int]]:
+    """The phases of a schedule as few (items, how many leave after them), since a model asked in batches is quicker.
+
+    A phase waits for later ones while the items are under `STEP` times its own: nobody leaves on fewer than scheduled.
+    """
+    rounds: list[tuple[int, int]] = []
+    first = 0
+    for items in schedule:
+        if rounds and items < STEP * first:
+            rounds[-1] = (items, rounds[-1][1] + 1)
+        else:
+            rounds.append((items, 1))
+            first = items
+    return rounds
+
+
+def _answers(arms: int, rounds: Sequence[tuple[int, int]]) -> int:
+    total, before = 0, 0
+    for items, leaving in rounds:
+        total += arms * (items - before)
+        arms, before = arms - leaving, items
+    return total
 
 
 def _tokens(scores: Scores) -> float:

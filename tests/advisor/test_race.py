@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from advisor.flow.race import COME_THROUGH, ROUNDS, race
+from advisor.flow.race import COME_THROUGH, ROUNDS, STEP, in_rounds, race
 from evals.candidate import Answer, Kind
 from evals.events import CandidateScored, Event, ignore
 from evals.scores import task_metrics
+from evals.statistics.race import rejects_schedule
 from evals.task.example import Example
 from evals.task.load import Task, load_task
 from tests.conftest import colour_rows
@@ -61,10 +64,21 @@ def test_the_best_come_through_for_a_fraction_of_the_answers(task: Task, tmp_pat
     assert len(found.through) == COME_THROUGH + 1
     # Plain zero-shot stays, whatever it scores.
     assert "zero_shot" in found.through
-    assert found.spent <= ROUNDS * len(task.dev)
+    assert found.spent <= STEP * ROUNDS * len(task.dev)
+    assert found.spent < len(arms()) * len(task.dev) / 2
     assert {one.candidate for one in found.left} | set(found.through) == {one.name for one in arms()}
     assert [one.items for one in found.left] == sorted(one.items for one in found.left)
     assert all(0 < one.items < len(task.dev) for one in found.left)
+
+
+@given(st.integers(2, 40), st.integers(1, 2000), st.integers(1, 300))
+def test_in_fewer_rounds_as_many_leave_and_none_on_fewer_items(arms: int, budget: int, items: int) -> None:
+    schedule = rejects_schedule(arms, budget, items)
+    rounds = in_rounds(schedule)
+    assert sum(leaving for _, leaving in rounds) == len(schedule)
+    told = [asked for asked, leaving in rounds for _ in range(leaving)]
+    assert all(asked >= planned for asked, planned in zip(told, schedule, strict=True))
+    assert all(asked <= STEP * max(1, planned) for asked, planned in zip(told, schedule, strict=True))
 
 
 def test_another_kind_keeps_its_last_even_where_it_is_lowest(task: Task, tmp_path: Path) -> None:
