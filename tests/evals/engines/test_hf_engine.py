@@ -343,11 +343,25 @@ def test_drawn_tokens_come_as_often_as_the_softmax_says() -> None:
     import torch
 
     logits = torch.tensor([1.0, 0.0, -1.0, float("-inf")])
-    counts = Counter(decode._drawn(logits, decode.Row(0, [], 1, temperature=2.0, seed=seed)) for seed in range(4000))
+    rows = [decode.Row(0, [], 1, temperature=2.0, seed=seed) for seed in range(4000)]
+    together = decode._drawn(logits.repeat(4000, 1), rows)
+    counts = Counter(together)
     expected = (logits / 2).softmax(-1) * 4000
     assert counts[3] == 0
     # Three standard deviations of a binomial count are at most 3 * sqrt(4000) / 2.
     assert all(abs(counts[token] - float(expected[token])) < 95 for token in range(3))
+    # Nobody's draw hangs on who is drawn beside it.
+    alone = [decode._drawn(logits[None], [decode.Row(0, [], 1, temperature=2.0, seed=seed)])[0] for seed in range(50)]
+    assert alone == together[:50]
+
+
+def test_a_token_without_weight_is_never_drawn() -> None:
+    import torch
+
+    forbidden = float("-inf")
+    logits = torch.tensor([[forbidden, 0.0, forbidden, 0.0, forbidden]]).repeat(2000, 1)
+    found = decode._drawn(logits, [decode.Row(0, [], 1, temperature=0.01, seed=seed) for seed in range(2000)])
+    assert set(found) == {1, 3}
 
 
 def test_the_log_probability_of_an_answer_is_the_one_it_is_scored_with(tiny: HfEngine) -> None:
