@@ -8,7 +8,9 @@ from dataclasses import asdict, replace
 
 from advisor.decision.compare import Comparison
 from advisor.decision.diagnosis import diagnose
+from advisor.decision.raced import Race
 from advisor.decision.recommend import Evidence, Reason, Recommendation, recommend
+from advisor.flow.baselines import searched
 from advisor.flow.judged import uncalibrated
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
@@ -45,7 +47,7 @@ def probe_rows(task: Task) -> tuple[Example, ...]:
     return tuple(random.Random(task.spec.seed).sample(list(task.train), count))
 
 
-def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...]) -> Recommendation:
+def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...], raced: Race) -> Recommendation:
     """Write `probes.json` and `recommendation.json`."""
 
     def make() -> tuple[Recommendation, str, bool]:
@@ -56,6 +58,8 @@ def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...]) -> 
             recommendation = from_record(kept)
             return recommendation, headline(recommendation), True
         evidence, probes = _gather(task, run, session, arms, recipe)
+        before = {"race_answers": float(raced.spent), "search_requests": float(searched(run.folder))}
+        evidence = replace(evidence, spent={**evidence.spent, **before})
         recommendation = recommend(evidence)
         recommendation = replace(recommendation, cannot_tell=(*uncalibrated(task), *recommendation.cannot_tell))
         write_json(run.path("probes.json"), {"input_hash": key, **probes})

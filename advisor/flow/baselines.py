@@ -23,6 +23,7 @@ from evals.candidate import Candidate
 from evals.engines.engine import Constraint
 from evals.evaluate import evaluate
 from evals.events import Note, OnEvent
+from evals.records import read_json
 from evals.scores import Scores
 from evals.task.load import Task
 
@@ -75,6 +76,12 @@ def _finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) ->
     through = [arm for arm in asking if arm.name in raced.through]
     better = combined([arm for arm in through if isinstance(arm, Prompt)], constraint)
     return [*unasking_arms(task, session), *through, *better], raced
+
+
+def searched(folder: Path) -> int:
+    """Requests that the searches for instructions have spent."""
+    spent = [read_json(path)["spent"] for path in sorted((folder / "optimised").glob("*.json"))]
+    return sum(one["answers"] + one["proposals"] for one in spent)
 
 
 def _records(run: Run) -> dict[str, int]:

@@ -38,7 +38,7 @@ def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict",
             arms, raced = baselines(task, run, session)
             journey = replace(journey, arms=arms, race=raced)
         if last >= STAGES.index("advice"):
-            recommendation = advice(task, run, session, arms)
+            recommendation = advice(task, run, session, arms, raced)
             journey = replace(journey, recommendation=recommendation)
             trained = None
             wanted = recommendation.trains if train is None else train

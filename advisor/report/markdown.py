@@ -243,7 +243,8 @@ def _money(report: dict[str, Any]) -> str:
     if spent:
         lines.append(
             f"Spent to learn this: {spent['requests']:.0f} requests to the model ({spent['model_seconds']:.0f} s) and "
-            f"{spent['probe_training_seconds']:.0f} s of training."
+            f"{spent['probe_training_seconds']:.0f} s of training; the race took {spent['race_answers']:.0f} answers (some of "
+            f"them the same), and the search for instructions {spent['search_requests']:.0f} requests."
         )
     if money:
         lines.append(f"Training cost {money['training']:.4f} at the stated price of the machine.")
