@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from advisor.decision.raced import Race
@@ -48,34 +49,50 @@ def asking_arms(
     ]
 
 
+@dataclass(frozen=True)
+class Finalists:
+    """What is scored on every item: those that ask no model, those that came through the race; and of the best prompt with
+    demonstrations its twin among `constrained`, which enforces the form of answers."""
+
+    arms: tuple[Candidate, ...]
+    constrained: tuple[Prompt, ...]
+    race: Race
+
+    def named(self) -> dict[str, Candidate]:
+        return {arm.name: arm for arm in (*self.arms, *self.constrained)}
+
+
 def baselines(task: Task, run: Run, session: Session) -> tuple[tuple[Scores, ...], Race]:
     """Write `race.json` and `scores/dev/`."""
 
     def make() -> tuple[tuple[tuple[Scores, ...], Race], str, bool]:
         before = _records(run)
-        arms, raced = _finalists(task, run.folder, session, run.on_event)
-        scores = tuple(evaluate(task, arm, "dev", run.scores, run.on_event, session.metrics) for arm in arms)
+        found = finalists(task, run.folder, session, run.on_event)
+
+        def scored(arm: Candidate) -> Scores:
+            return evaluate(task, arm, "dev", run.scores, run.on_event, session.metrics)
+
+        scores = [scored(arm) for arm in found.arms]
+        twins = {f"{one.candidate}_constrained": one.mean for one in scores}
+        best_twin = max(found.constrained, key=lambda one: twins.get(one.name, -1.0), default=None)
+        if best_twin is not None:
+            scores.append(scored(best_twin))
         best = max((one for one in scores if one.kind != "trivial"), key=lambda one: one.mean)
         summary = f"{len(scores)} candidates on {len(task.dev)} dev items; best {best.candidate} {best.mean:.3f} {task.metric}"
-        return (scores, raced), summary, before == _records(run) and bool(before)
+        return (tuple(scores), found.race), summary, before == _records(run) and bool(before)
 
     return run.stage("baselines", "Measure what unchanged weights can do", make)
 
 
-def finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> list[Candidate]:
-    """The candidates that `baselines` scores on all of dev."""
-    return _finalists(task, folder, session, on_event)[0]
-
-
-def _finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> tuple[list[Candidate], Race]:
+def finalists(task: Task, folder: Path, session: Session, on_event: OnEvent) -> Finalists:
     constraint = constraint_of(task, session.engine, on_event)
     asking = asking_arms(task, session, constraint, folder, on_event)
     raced = race(task, asking, session, folder / "race.json", on_event)
     if raced.left:
         on_event(Note(raced.sentence()))
     through = [arm for arm in asking if arm.name in raced.through]
-    better = combined([arm for arm in through if isinstance(arm, Prompt)], constraint)
-    return [*unasking_arms(task, session), *through, *better], raced
+    twins = combined([arm for arm in through if isinstance(arm, Prompt)], constraint)
+    return Finalists((*unasking_arms(task, session), *through), tuple(twins), raced)
 
 
 def searched(folder: Path) -> int:

@@ -15,6 +15,7 @@ from advisor.decision.recommend import Recommendation
 from advisor.flow.advice import groups_of
 from advisor.flow.baselines import finalists
 from advisor.flow.judged import judged_claim, judges
+from advisor.flow.race import REFERENCE
 from advisor.flow.run import EXAMPLES, Run
 from advisor.flow.session import Session
 from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
@@ -34,6 +35,8 @@ from trainer.job import TrainedAdapter
 
 SUITE = "quick"
 NOT_DEARER = 1.5
+# After training, so many of each kind stand beside the claim on the locked test: more would only spread its error thinner.
+BESIDE = 2
 
 
 def reevaluation(
@@ -48,7 +51,7 @@ def reevaluation(
     """Write `scores/test/`, `general/` and `reevaluation.json`."""
 
     def make() -> tuple[Reevaluation, str, bool]:
-        candidates = {arm.name: arm for arm in finalists(task, run.folder, session, ignore)}
+        candidates = finalists(task, run.folder, session, ignore).named()
         names = _compared(arms, recommendation, trained is not None, task)
         if trained is not None:
             fmt = prompt_format(task, recipe_for(task, session.weights))
@@ -78,12 +81,14 @@ def reevaluation(
 
 
 def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: bool, task: Task) -> list[str]:
-    """The chosen candidate, its best cheaper rival by dev, and after training every other real arm."""
+    """The chosen candidate, its best cheaper rival by dev, and after training the best few real arms of every kind."""
     served = task.spec.model.served
     by_dev = sorted(arms, key=lambda arm: (-round(arm.mean, 9), *cheapness(arm, task.spec.prices, served=served)))
     if trained:
-        real = [arm.candidate for arm in by_dev if arm.kind != "trivial"]
-        return ["tuned", *real]
+        real = [arm for arm in by_dev if arm.kind != "trivial"]
+        kinds = {arm.kind: [one.candidate for one in real if one.kind == arm.kind][:BESIDE] for arm in real}
+        beside = {REFERENCE, *(name for names in kinds.values() for name in names)}
+        return ["tuned", *(arm.candidate for arm in real if arm.candidate in beside)]
     chosen = next((arm for arm in arms if arm.candidate == recommendation.candidate), None)
     if chosen is None:
         raise AdvisorError(

@@ -139,10 +139,9 @@ class ModelHandle:
         several templates transformers takes the one named `tool_use` where tools are given.
         """
         turns = [one.turn() for one in TRIAL_CALL]
+        tokenizer = self.tokenizer  # outside: a broken one is an error, and no template without tools
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                turns, tools=[TRIAL_TOOL], tokenize=False, add_generation_prompt=True
-            )
+            text: str = tokenizer.apply_chat_template(turns, tools=[TRIAL_TOOL], tokenize=False, add_generation_prompt=True)
         except Exception:  # a template may raise whatever it likes
             return False
         return all(one in text for one in TRIAL_TRACES) and self._reads_call(text)

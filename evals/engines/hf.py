@@ -156,10 +156,9 @@ class HfEngine:
             )
         turns = [message.turn() for message in messages]
         given = [json.loads(tool) for tool in tools] or None
+        tokenizer = self.handle.tokenizer  # outside: what is wrong with it is no fault of the template
         try:
-            text: str = self.handle.tokenizer.apply_chat_template(
-                turns, tools=given, tokenize=False, add_generation_prompt=True
-            )
+            text: str = tokenizer.apply_chat_template(turns, tools=given, tokenize=False, add_generation_prompt=True)
         except Exception as error:
             # Llama's refuses several calls in one turn.
             if len(apart := one_call_a_turn(messages)) > len(messages):

@@ -88,6 +88,13 @@ def test_a_template_must_show_the_tool_its_call_and_its_result(tiny_model: Path)
     assert not engine_with(tiny_model, {"default": CHATML, "rag": HERMES}).takes_tools
 
 
+def test_a_broken_tokeniser_is_an_error_and_no_template_without_tools(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text("{")
+    with pytest.raises(AdvisorError, match="the tokeniser cannot be loaded"):
+        _ = HfEngine(ModelHandle(str(tmp_path / "m"), "float32", ignore)).takes_tools
+
+
 def test_tools_for_a_template_without_a_place_are_refused(tiny_model: Path) -> None:
     engine = engine_with(tiny_model, CHATML)
     with pytest.raises(AdvisorError, match="no place for tools"):
