@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.tools.lookup import Lookup
-from baselines.tools.protocol import LAST, STOP, NoCall, description, in_json, read_calls
+from baselines.tools.protocol import LAST, STOP, NoCall, description, in_json, calls_in_text
 from baselines.tools.run import Outcome, Toolbox
 from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat
 from evals.engines.engine import Engine, Message, Request, Response, ToolCall
@@ -228,7 +228,7 @@ class _Talk:
     def calls(self, response: Response) -> tuple[ToolCall, ...] | NoCall:
         if self.candidate.native:
             return response.calls
-        return read_calls(response.text, self.tools)
+        return calls_in_text(response.text, self.tools)
 
     def refuse(self, text: str, why: NoCall) -> None:
         """A call that cannot be read counts as one, so that the exchange ends."""

@@ -102,7 +102,7 @@ def in_json(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def read_calls(text: str, tools: Mapping[str, Tool]) -> tuple[ToolCall, ...] | NoCall:
+def calls_in_text(text: str, tools: Mapping[str, Tool]) -> tuple[ToolCall, ...] | NoCall:
     """The first call in a model's text, with those that follow it at once; none where the text is an answer.
 
     Read tolerantly: the object may stand in a fence or behind words, name its tool as `tool` or `name` and its arguments

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.tools.protocol import NoCall, call_text, description, in_json, read_calls
+from baselines.tools.protocol import NoCall, call_text, description, in_json, calls_in_text
 from evals.engines.engine import Message, ToolCall
 from evals.task.tools import BUILTIN, Tool
 
@@ -47,7 +47,7 @@ TOOLS = {"price_of": PRICE, "calculator": BUILTIN["calculator"]}
     ],
 )  # fmt: skip
 def test_a_call_is_read_in_the_forms_that_models_write(text: str, name: str, arguments: dict[str, Any]) -> None:
-    found = read_calls(text, TOOLS)
+    found = calls_in_text(text, TOOLS)
     assert isinstance(found, tuple)
     assert [(one.name, json.loads(one.arguments)) for one in found] == [(name, arguments)]
 
@@ -70,13 +70,13 @@ def test_a_call_is_read_in_the_forms_that_models_write(text: str, name: str, arg
     ],
 )
 def test_an_answer_is_no_call(text: str) -> None:
-    assert read_calls(text, TOOLS) == ()
+    assert calls_in_text(text, TOOLS) == ()
 
 
 def test_arguments_that_are_no_object_are_kept_for_the_model_to_be_told() -> None:
-    (call,) = read_calls('{"tool": "price_of", "arguments": "QX-482"}', TOOLS)  # type: ignore[misc]
+    (call,) = calls_in_text('{"tool": "price_of", "arguments": "QX-482"}', TOOLS)  # type: ignore[misc]
     assert call == ToolCall("price_of", "QX-482")
-    (call,) = read_calls('{"tool": "price_of", "arguments": ["QX-482"]}', TOOLS)  # type: ignore[misc]
+    (call,) = calls_in_text('{"tool": "price_of", "arguments": ["QX-482"]}', TOOLS)  # type: ignore[misc]
     assert call == ToolCall("price_of", '["QX-482"]')
 
 
@@ -89,15 +89,17 @@ def test_arguments_that_are_no_object_are_kept_for_the_model_to_be_told() -> Non
     ],
 )
 def test_a_call_that_cannot_be_read_is_told(text: str) -> None:
-    found = read_calls(text, TOOLS)
+    found = calls_in_text(text, TOOLS)
     assert isinstance(found, NoCall)
     assert "write only" in found.message
 
 
 def test_calls_that_follow_at_once_are_read_together_and_later_ones_are_not() -> None:
     one, two = '{"tool": "price_of", "arguments": {"item": "a"}}', '{"tool": "price_of", "arguments": {"item": "b"}}'
-    assert [json.loads(call.arguments)["item"] for call in read_calls(f"{one}\n{two}", TOOLS)] == ["a", "b"]  # type: ignore[union-attr]
-    assert [json.loads(call.arguments)["item"] for call in read_calls(f"{one}\nResult of price_of: 3\n{two}", TOOLS)] == ["a"]  # type: ignore[union-attr]
+    assert [json.loads(call.arguments)["item"] for call in calls_in_text(f"{one}\n{two}", TOOLS)] == ["a", "b"]  # type: ignore[union-attr]
+    assert [json.loads(call.arguments)["item"] for call in calls_in_text(f"{one}\nResult of price_of: 3\n{two}", TOOLS)] == [
+        "a"
+    ]  # type: ignore[union-attr]
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -114,20 +116,20 @@ JSON = st.recursive(
 )
 def test_what_is_written_is_read_back(arguments: dict[str, Any], name: str) -> None:
     text = call_text(ToolCall(name, json.dumps(arguments)))
-    found = read_calls(f"So:\n{text}\n", TOOLS)
+    found = calls_in_text(f"So:\n{text}\n", TOOLS)
     assert isinstance(found, tuple)
     assert [(one.name, json.loads(one.arguments)) for one in found] == [(name, arguments)]
 
 
 @given(st.text(max_size=300) | st.text(alphabet='{}[]":,\\ tolname_price()argus\n`', max_size=300))
 def test_no_text_breaks_the_reader(text: str) -> None:
-    found = read_calls(text, TOOLS)
+    found = calls_in_text(text, TOOLS)
     assert isinstance(found, NoCall) or all(isinstance(one, ToolCall) for one in found)
 
 
 def test_a_deep_text_costs_no_stack_and_little_time() -> None:
-    assert read_calls('{"tool": ' * 3000, TOOLS) == ()
-    assert read_calls("calculator(" + "(" * 3000 + ")" * 3001, TOOLS) != ()
+    assert calls_in_text('{"tool": ' * 3000, TOOLS) == ()
+    assert calls_in_text("calculator(" + "(" * 3000 + ")" * 3001, TOOLS) != ()
 
 
 def test_tools_are_described_in_a_line_each() -> None:
@@ -155,7 +157,7 @@ def test_a_conversation_with_calls_becomes_plain_turns_that_alternate() -> None:
     )
     assert found[3].content == "Result of price_of: 36\nResult of calculator: 1\nNo more."
     assert not any(one.tool_calls for one in found)
-    assert read_calls(found[2].content, TOOLS) == (
+    assert calls_in_text(found[2].content, TOOLS) == (
         ToolCall("price_of", '{"item":"a"}'),
         ToolCall("calculator", '{"expression":"1"}'),
     )
