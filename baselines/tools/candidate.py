@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.tools.lookup import Lookup
-from baselines.tools.protocol import LAST, STOP, NoCall, description, in_json, calls_in_text
+from baselines.tools.protocol import LAST, STOP, NoCall, calls_in_text, description, in_json
 from baselines.tools.run import Outcome, Toolbox
 from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat
 from evals.engines.engine import Engine, Message, Request, Response, ToolCall

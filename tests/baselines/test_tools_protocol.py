@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.tools.protocol import NoCall, call_text, description, in_json, calls_in_text
+from baselines.tools.protocol import NoCall, call_text, calls_in_text, description, in_json
 from evals.engines.engine import Message, ToolCall
 from evals.task.tools import BUILTIN, Tool
 
