@@ -22,12 +22,12 @@ class Journey:
     folder: Path
     task: Task
     arms: tuple[Scores, ...] = ()
-    race: Race | None = None
     recommendation: Recommendation | None = None
     trained: TrainedAdapter | None = None
     reevaluated: Reevaluation | None = None
     verdict: Verdict | None = None
     checks: Checks | None = None
+    race: Race | None = None
 
     @property
     def exit_code(self) -> int:

@@ -243,8 +243,12 @@ def _money(report: dict[str, Any]) -> str:
     if spent:
         lines.append(
             f"Spent to learn this: {spent['requests']:.0f} requests to the model ({spent['model_seconds']:.0f} s) and "
-            f"{spent['probe_training_seconds']:.0f} s of training; the race took {spent['race_answers']:.0f} answers (some of "
-            f"them the same), and the search for instructions {spent['search_requests']:.0f} requests."
+            f"{spent['probe_training_seconds']:.0f} s of training."
+        )
+    if "race_answers" in spent:
+        lines.append(
+            f"The race took {spent['race_answers']:.0f} answers (some of them the same), "
+            f"the search for instructions {spent['search_requests']:.0f} requests."
         )
     if money:
         lines.append(f"Training cost {money['training']:.4f} at the stated price of the machine.")

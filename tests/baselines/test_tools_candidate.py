@@ -402,7 +402,9 @@ def test_lookup_finds_the_passage(make_task: Callable[..., Path], tmp_path: Path
     lookup = dense_lookup(DenseIndex(split_documents(documents), embedder))
     assert lookup.find("Tea: Tea costs three.") == "Tea: Tea costs three."
     assert len(dense_lookup(DenseIndex(split_documents(documents), embedder), 2).find("x").splitlines()) == 2
-    task = load_task(make_task(tmp_path / "t", files={"d/a.md": documents[0].text}, tools={"functions": ["lookup"]}))
+    data = {**{name: f"{name}.jsonl" for name in ("train", "dev", "test")}, "documents": "d"}
+    files = {"d/a.md": documents[0].text}
+    task = load_task(make_task(tmp_path / "t", files=files, data=data, tools={"functions": ["lookup"]}))
     said = iter(['{"tool": "lookup", "arguments": {"query": "Bread: Bread costs nine hundred and more."}}', "red"])
     arm = only(task, Scripted(lambda request: next(said)), lookup=lookup)
     answer = answers(arm, task.test[:1])[task.test[0].id]
