@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baselines.classic.embedded import seconds_to_embed
 from baselines.classic.folds import FOLDS, MOST_ROWS, choose
 from baselines.classic.labels import Predict, Predicted
 from evals.engines.embed import Embedder
@@ -39,7 +38,7 @@ class Logistic:
         models = {key: _fit(vectors, values, clusters) for key, values in fields.items()}
 
         def predict(questions: Sequence[str]) -> Predicted:
-            seconds = seconds_to_embed(self.embedder, questions)
+            seconds = self.embedder.seconds_each(questions)
             asked = self.embedder.encode(questions, "embedding the questions")
             started = time.perf_counter()
             values = {key: [str(value) for value in model.predict(asked)] for key, model in models.items()}

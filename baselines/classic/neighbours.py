@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from baselines.classic.embedded import seconds_to_embed
 from baselines.classic.folds import MOST_ROWS, sample
 from baselines.classic.labels import Predict, Predicted
 from evals.engines.embed import Embedder
@@ -43,7 +42,7 @@ class Neighbours:
         counts = _choose(rows, codes, clusters)
 
         def predict(questions: Sequence[str]) -> Predicted:
-            seconds = seconds_to_embed(self.embedder, questions)
+            seconds = self.embedder.seconds_each(questions)
             asked = self.embedder.encode(questions, "embedding the questions")
             started = time.perf_counter()
             found: dict[str, list[str]] = {key: [] for key in fields}

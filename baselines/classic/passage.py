@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from baselines.classic import sentences as reading
-from baselines.classic.embedded import seconds_to_embed
 from baselines.classic.folds import clusters, sample
 from baselines.classic.sentences import Sentence, WordMatch, sentences
 from evals.candidate import Answer, Kind
@@ -107,7 +106,7 @@ class BestPassage:
             return []
         questions = [example.text for example in examples]
         share = self.share
-        embedding = seconds_to_embed(self.embedder, questions) if share else 0.0
+        embedding = self.embedder.seconds_each(questions) if share else 0.0
         self.embedder.encode(questions, "embedding the questions")
         answers: list[Request | Answer] = []
         for question in questions:

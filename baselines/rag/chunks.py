@@ -15,11 +15,15 @@ HEADING = re.compile(r"^#{1,6}\s+")
 
 @dataclass(frozen=True)
 class Chunk:
-    """`text` is literal text of the document; `title` its first heading (or its name)."""
+    """Part of a document: `text` is its characters from `start` to `end`, literally; `position` its number among the document's
+    chunks, from 0, so that its neighbours are those of `position - 1` and `position + 1`. `title` says where it stands: the
+    document's first heading or name, and the headings over it."""
 
     document: str
     title: str
     position: int
+    start: int
+    end: int
     text: str
 
     @property
@@ -43,12 +47,12 @@ def split_document(document: Document, words: int = CHUNK_WORDS) -> list[Chunk]:
     current: list[str] = []
     for sentence in sentences:
         if current and sum(len(one.split()) for one in current) + len(sentence.split()) > words:
-            chunks.append(Chunk(document.id, title, len(chunks), " ".join(current)))
+            chunks.append(Chunk(document.id, title, len(chunks), 0, 0, " ".join(current)))
             last = current[-1].split()
             current = current[-1:] if len(current) > 1 and len(last) + len(sentence.split()) <= words else []
         current.append(sentence)
     if current:
-        chunks.append(Chunk(document.id, title, len(chunks), " ".join(current)))
+        chunks.append(Chunk(document.id, title, len(chunks), 0, 0, " ".join(current)))
     return chunks
 
 

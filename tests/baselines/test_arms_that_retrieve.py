@@ -74,7 +74,7 @@ def test_a_chunk_covers_a_passage_from_half_on() -> None:
     gold = "abcdefghij" * 4
 
     def chunk(text: str) -> Chunk:
-        return Chunk("d", "t", 0, text)
+        return Chunk("d", "t", 0, 0, len(text), text)
 
     assert covers(chunk(f"before {gold} after"), gold)
     assert covers(chunk(f"xx {gold[:20]}"), gold)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines.classic import embedded
 from baselines.classic.arms import classic_arms
 from baselines.classic.fields import ABSENT
 from baselines.classic.labels import Learner
@@ -18,7 +17,7 @@ from baselines.classic.logistic import Logistic
 from baselines.classic.neighbours import Neighbours, _choose, _nearest, _vote
 from baselines.classic.tfidf import TfidfLinear
 from evals.candidate import Answer, Candidate
-from evals.engines.embed import Embedder
+from evals.engines.embed import TIMED, Embedder
 from evals.evaluate import evaluate
 from evals.events import ignore
 from evals.task.load import Task, load_task
@@ -119,13 +118,13 @@ def test_the_questions_are_embedded_anew_to_know_what_they_cost(embedder: Embedd
     model = embedder._model.encode
     monkeypatch.setattr(embedder._model, "encode", lambda batch, **more: asked.extend(batch) or model(batch, **more))
     known = dict(embedder._known)
-    assert embedded.seconds_to_embed(embedder, texts) > 0
+    assert embedder.seconds_each(texts) > 0
     assert sorted(asked) == sorted([texts[0], *texts])  # the first one warms up
     assert embedder._known.keys() == known.keys()
-    assert embedded.seconds_to_embed(embedder, []) == 0
+    assert embedder.seconds_each([]) == 0
     asked.clear()
-    embedded.seconds_to_embed(embedder, [f"{at}" for at in range(1000)])
-    assert len(asked) == embedded.TIMED + 1
+    embedder.seconds_each([f"{at}" for at in range(1000)])
+    assert len(asked) == TIMED + 1
 
 
 def test_neighbours_vote_by_their_cosines() -> None:
