@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from baselines.prompts.prompt import Prompt, answer_format, seed_of
+from baselines.prompts.prompt import Prompt, answer_format, most_tokens, seed_of
 from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat
 from evals.engines.engine import Engine, Request, Response
 from evals.events import Note, OnEvent
@@ -31,17 +31,26 @@ def reason_then_answer(task: Task, engine: Engine, on_event: OnEvent) -> Prompt:
     Both stand before the question, in the user's turn: the demo model set its mark there now and then, and never when it
     was asked to in a system message.
 
-    The reasons have the tokens of `ROOM`, or what the context leaves behind the longest question of train and dev: then it is said.
+    The reasons have the tokens of `ROOM`, or what the context leaves of them.
     """
     asked = PromptFormat("\n\n".join(filter(None, [task.instruction, ASKED])), "inline")
-    answers = answer_format(task, engine)
-    longest = max(engine.count_prompts([asked.messages(one) for one in (*task.train, *task.dev)]))
-    wanted = ROOM[task.output_type]
-    room = max(0, min(wanted, engine.context_length - longest - answers.max_new_tokens))
-    if room < wanted:
-        on_event(Note(f"reason_then_answer: the context leaves {room} of {wanted} tokens for reasons", "warning"))
-    answers = replace(answers, max_new_tokens=answers.max_new_tokens + room, after=MARK)
+    answers = with_reasons("reason_then_answer", answer_format(task, engine), asked, task, engine, on_event)
     return Prompt("reason_then_answer", engine, asked, answers, on_event=on_event)
+
+
+def with_reasons(
+    name: str, answers: AnswerFormat, asked: PromptFormat, task: Task, engine: Engine, on_event: OnEvent
+) -> AnswerFormat:
+    """The same answers behind a mark, with the tokens of ROOM for reasons before it, or what the longest question of train and
+    dev leaves of them in the context: then it is said."""
+    prompts = [asked.messages(one) for one in (*task.train, *task.dev)]
+    left = engine.context_length - answers.max_new_tokens
+    room = wanted = ROOM[task.output_type]
+    if max(most_tokens(engine, prompts)) > left - wanted:
+        room = max(0, min(wanted, left - max(engine.count_prompts(prompts))))
+    if room < wanted:
+        on_event(Note(f"{name}: the context leaves {room} of {wanted} tokens for reasons", "warning"))
+    return replace(answers, after=MARK, max_new_tokens=answers.max_new_tokens + room)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baselines.prompts.prompt import Prompt, answer_format, most_tokens
-from baselines.prompts.reasoning import MARK, ROOM
+from baselines.prompts.prompt import Prompt, answer_format
+from baselines.prompts.reasoning import MARK, with_reasons
 from baselines.prompts.shots import Chooser, chosen_by
 from evals.candidate import AnswerFormat, PromptFormat
 from evals.engines.embed import Embedder
@@ -64,20 +64,6 @@ def _arm(
         constraint=constraint if template.constrained else None,
         on_event=on_event,
     )
-
-
-def with_reasons(
-    name: str, answers: AnswerFormat, asked: PromptFormat, task: Task, engine: Engine, on_event: OnEvent
-) -> AnswerFormat:
-    """The same answers behind a mark, with the tokens of ROOM for reasons before it, or what the longest question leaves of them."""
-    prompts = [asked.messages(one) for one in (*task.train, *task.dev)]
-    left = engine.context_length - answers.max_new_tokens
-    room = wanted = ROOM[task.output_type]
-    if max(most_tokens(engine, prompts)) > left - wanted:
-        room = max(0, min(wanted, left - max(engine.count_prompts(prompts))))
-    if room < wanted:
-        on_event(Note(f"{name}: the context leaves {room} of {wanted} tokens for reasons", "warning"))
-    return replace(answers, after=MARK, max_new_tokens=answers.max_new_tokens + room)
 
 
 def prompt_format(template: Template, task: Task) -> PromptFormat:

@@ -11,19 +11,17 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
+from arms import Arms
 from harness import ROOT, Bench, bench_data
 from price_list import write_price_list
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from advisor.decision.cost import cost_per_1k
 from baselines.classic.arms import classic_arms
 from baselines.prompts.arms import combined, prompt_arms
 from baselines.prompts.constrained import constraint_of
@@ -33,20 +31,10 @@ from baselines.prompts.prompt import Prompt
 from baselines.tools.arms import tool_arms
 from baselines.tools.demonstrations import bootstrapped
 from baselines.trivial import trivial_arms
-from evals.candidate import Candidate
-from evals.engines.cache import ResponseCache
-from evals.engines.embed import Embedder
 from evals.engines.engine import Message
-from evals.engines.handle import ModelHandle
-from evals.engines.hf import HfEngine
-from evals.engines.machine import cache_folder
 from evals.engines.models import DEMO_MODEL
-from evals.evaluate import evaluate
-from evals.events import CandidateScored, Event, Note
-from evals.scores import Scores, task_metrics
-from evals.statistics.paired import mean_interval, paired_difference
+from evals.statistics.paired import paired_difference
 from evals.task.example import Example
-from evals.task.load import Task, load_task
 from evals.task.splits import normalised_input
 
 TEST, DEV = 200, 100
@@ -55,7 +43,6 @@ LABELS = 12
 # A vote costs five times what reasons cost, and where those score nothing it finds nothing.
 VOTED = ("banking12",)
 OPTIMISED = ("banking12", "restaurant8k")
-REFERENCE = "zero_shot"
 # What stands beside tools where the model calculates: it cannot in its head, and no prompt knows the prices.
 WITHOUT_TOOLS = {
     "zero_shot",
@@ -151,7 +138,7 @@ TASKS: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-class Measured:
+class Measured(Arms):
     """One task's arms on its test items."""
 
     def __init__(self, name: str, folder: Path, items: int, console: Console) -> None:
@@ -160,26 +147,8 @@ class Measured:
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 TASKS[name](Path(made) / name, items)
                 (Path(made) / name).rename(task_folder)
-        self.name, self.folder, self.console = name, folder, console
-        self.task: Task = load_task(task_folder)
-        handle = ModelHandle(DEMO_MODEL, "auto", self.told)
-        self.engine = HfEngine(handle, cache=ResponseCache(cache_folder() / "responses.sqlite"))
-        self.embedder = Embedder("all-MiniLM-L6-v2", self.told)
-        self.metrics = task_metrics(self.task, self.told, embedder=lambda: self.embedder)
-        self.scores: dict[str, Scores] = {}
-
-    def told(self, event: Event) -> None:
-        if isinstance(event, CandidateScored):
-            text = f"{self.name} {event.candidate}: {event.mean:.3f} ({event.seconds:.0f} s)"
-            self.console.print(text, markup=False, highlight=False)
-        elif isinstance(event, Note):
-            self.console.print(f"{self.name}: {event.text}", markup=False, highlight=False)
-
-    def measure(self, arms: Sequence[Candidate]) -> None:
-        for arm in arms:
-            self.scores[arm.name] = evaluate(
-                self.task, arm, "test", self.folder / "scores" / self.name, self.told, self.metrics
-            )
+        super().__init__(name, task_folder, folder / "scores", console)
+        self.searches = folder / "optimised" / name
 
     def run(self) -> None:
         task, engine = self.task, self.engine
@@ -195,50 +164,15 @@ class Measured:
         tools = tool_arms(task, engine, None, self.told)
         self.measure([bootstrapped(one, task, self.metrics, self.told) for one in tools])
         if self.name in OPTIMISED:
-            kept = self.folder / "optimised" / self.name
-            self.measure(optimised_arms(task, engine, engine, self.metrics, kept, self.told, described(task)))
+            self.measure(optimised_arms(task, engine, engine, self.metrics, self.searches, self.told, described(task)))
 
     def figures(self) -> dict[str, Any]:
-        """Score, interval, difference from zero-shot, tokens and seconds a request, by arm."""
-        reference = self.scores[REFERENCE].values()
-        groups = [example.group or example.id for example in self.task.test]
-        found: dict[str, Any] = {}
-        for name, scores in self.scores.items():
-            interval, away = mean_interval(scores.values(), groups), paired_difference(scores.values(), reference, groups)
-            cost = cost_per_1k(scores, self.task.spec.prices)
-            found[name] = {
-                self.task.metric: scores.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "minus_zero_shot": away.estimate,
-                "minus_low": away.low,
-                "minus_high": away.high,
-                "tokens_in": cost.prompt_tokens / 1000,
-                "tokens_out": cost.output_tokens / 1000,
-                "ms_a_request": cost.seconds,
-            }
-        for path in sorted((self.folder / "optimised" / self.name).glob("*.json")):
+        """With what the searches for instructions spent."""
+        found = super().figures()
+        for path in sorted(self.searches.glob("*.json")):
             body = json.loads(path.read_text(encoding="utf-8"))
             found[f"search_{path.stem}"] = {key: body[key] for key in ("improved", "spent") if key in body}
         return found
-
-    def table(self) -> Table:
-        heading = f"{self.name}: {self.task.metric} on {len(self.task.test)} test items"
-        table = Table("arm", "score", "95%", "minus zero-shot", "95%", "tokens in", "out", "ms", title=heading)
-        for name, one in sorted(self.figures().items(), key=lambda pair: -pair[1].get(self.task.metric, -1)):
-            if self.task.metric not in one:
-                continue
-            table.add_row(
-                escape(name),
-                f"{one[self.task.metric]:.3f}",
-                f"{one['low']:.3f} to {one['high']:.3f}",
-                f"{100 * one['minus_zero_shot']:+.1f}",
-                f"{100 * one['minus_low']:+.1f} to {100 * one['minus_high']:+.1f}",
-                f"{one['tokens_in']:.0f}",
-                f"{one['tokens_out']:.0f}",
-                f"{one['ms_a_request']:.1f}",
-            )
-        return table
 
 
 def judge(bench: Bench, name: str, measured: Measured) -> None:
