@@ -81,19 +81,27 @@ class PromptFormat:
         text = self.frame.replace(INPUT, text)
         return f"{self.instruction}\n\n{text}" if self.placement == "inline" and self.instruction else text
 
-    def messages(self, example: Example, shots: Sequence[Example] = (), *, context: Sequence[str] = ()) -> tuple[Message, ...]:
+    def messages(
+        self,
+        example: Example,
+        shots: Sequence[Example] = (),
+        *,
+        context: Sequence[str] = (),
+        shot_contexts: Sequence[Sequence[str]] = (),
+    ) -> tuple[Message, ...]:
         """System (if any), then each shot's turns and its answer, then the example's own turns, ending with the user's.
 
         There is one system message at most, and it comes first, as chat templates demand: the instruction and the
         example's own one are joined, and those of the shots are left out. So are the tool calls of the shots, and their
-        results: nothing is shown to a model that it cannot do.
+        results: nothing is shown to a model that it cannot do. `context` stands before the input; `shot_contexts` are
+        those of the shots, where these have any.
         """
         system = [self.instruction] if self.placement == "system" and self.instruction else []
         system += [message.content for message in example.messages if message.role == "system"]
         turns = [Message("system", "\n\n".join(system))] if system else []
-        for shot in shots:
+        for shot, own in zip(shots, shot_contexts or [()] * len(shots), strict=True):
             shown = [one for one in shot.messages if one.role != "tool" and not one.tool_calls]
-            turns += [*self._dress(shown, ()), Message("assistant", shot.target)]
+            turns += [*self._dress(shown, own), Message("assistant", shot.target)]
         return (*turns, *self._dress(example.messages, context))
 
     def _dress(self, messages: Sequence[Message], context: Sequence[str]) -> list[Message]:

@@ -29,3 +29,8 @@ class Race:
             f"{len(self.left)} of {len(self.left) + len(self.through)} ways to ask left the race on dev "
             f"({self.spent} answers instead of {self.items * (len(self.left) + len(self.through))})"
         )
+
+    def joined(self, other: Race) -> Race:
+        """Two races on the same items, told as one."""
+        left = sorted((*self.left, *other.left), key=lambda one: one.items)
+        return Race((*self.through, *other.through), tuple(left), max(self.items, other.items), self.spent + other.spent)

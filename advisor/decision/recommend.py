@@ -15,7 +15,11 @@ from evals.statistics.paired import mean_interval
 from evals.statistics.power import minimum_detectable_effect, required_n
 from evals.task.spec import PricesSpec
 
-Action = Literal["prompt", "optimised_prompt", "no_llm", "tools", "rag", "fine_tune", "collect_data", "undecided"]
+Action = Literal[
+    "prompt", "optimised_prompt", "no_llm", "tools", "rag", "fine_tune", "rag_on_tuned", "collect_data", "undecided"
+]
+# The action, and the name of the candidate: retrieval that asks the trained weights.
+ON_TUNED: Literal["rag_on_tuned"] = "rag_on_tuned"
 ACTION_OF_KIND: dict[str, Action] = {
     "prompt": "prompt",
     "optimised": "optimised_prompt",
@@ -34,8 +38,9 @@ class Evidence:
     """All that was measured on dev: arms with unchanged weights, and the probe, a short training run on part of the rows.
 
     `groups` names each item's cluster (None: every item is its own); `probes` hold what the diagnosis rests on. `target` is
-    the score that is good enough, `min_gain` the gain that training must bring. `served`: the weights are on a server, so that
-    training could not be probed.
+    the score that is good enough, `min_gain` the gain that training must bring. `probe_retrieves` where the trained weights
+    were asked with retrieved passages, since so they answer best; `retrieval` tells in sentences what retrieval finds.
+    `served`: the weights are on a server, so that training could not be probed.
     """
 
     arms: tuple[Scores, ...]
@@ -47,8 +52,10 @@ class Evidence:
     target: float | None
     prices: PricesSpec
     probes: tuple[Scores, ...] = ()
+    retrieval: tuple[str, ...] = ()
     spent: dict[str, float] = field(default_factory=dict)
     served: bool = False
+    probe_retrieves: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,11 @@ def recommend(evidence: Evidence) -> Recommendation:
     return Recommendation(
         action,
         candidate,
-        (*reasons, *(Reason("diagnosis", one.sentence) for one in diagnose(evidence.probes, evidence.arms, evidence.groups))),
+        (
+            *reasons,
+            *(Reason("diagnosis", one.sentence) for one in diagnose(evidence.probes, evidence.arms, evidence.groups)),
+            *(Reason("retrieval", one) for one in evidence.retrieval),
+        ),
         tuple(comparisons),
         dict(evidence.spent),
         tuple(_would_change(evidence, action, best, named)),
@@ -157,13 +168,15 @@ def _by_comparison(
 ) -> tuple[Action, str, list[Reason]]:
     gain = named.get("probe against best")
     part = f"a probe trained on {evidence.probe_rows} of {evidence.train_rows} rows"
+    part += " and asked with retrieved passages" if evidence.probe_retrieves else ""
     learnt = named["best against trivial"]
     if gain and gain.better and gain.difference >= evidence.min_gain and named["probe against trivial"].better:
         sentence = (
             f"{part} beats the best candidate with unchanged weights ({best.candidate}, {best.mean:.3f}) "
             f"by {span(gain)}; at least {signed(evidence.min_gain)} was asked."
         )
-        return "fine_tune", "tuned", [Reason("training_pays", sentence, index["probe against best"])]
+        reasons = [Reason("training_pays", sentence, index["probe against best"])]
+        return (ON_TUNED, ON_TUNED, reasons) if evidence.probe_retrieves else ("fine_tune", "tuned", reasons)
     probe_learnt = named.get("probe against trivial")
     if not learnt.better and evidence.served:
         sentence = (
@@ -240,7 +253,7 @@ def _spread(one: Comparison) -> float:
 def _would_change(evidence: Evidence, action: Action, best: Scores, named: dict[str, Comparison]) -> list[str]:
     said = []
     gain = named.get("probe against best")
-    if action == "fine_tune":
+    if action in TRAINING_ACTIONS:
         said.append(
             f"a prompt, retrieval or classifier that scores above {evidence.probe.mean:.3f} on dev" if evidence.probe else ""
         )

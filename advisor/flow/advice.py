@@ -8,15 +8,17 @@ from dataclasses import asdict, replace
 
 from advisor.decision.compare import Comparison
 from advisor.decision.diagnosis import diagnose
-from advisor.decision.raced import Race
 from advisor.decision.recommend import Evidence, Reason, Recommendation, recommend
-from advisor.flow.baselines import searched
+from advisor.decision.retrieval import obedience_told
+from advisor.decision.retrieval import told as retrieval_told
+from advisor.flow.baselines import Finalists, searched
 from advisor.flow.judged import uncalibrated
+from advisor.flow.retrieval import cited, judged_answers
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
 from advisor.flow.tuned import expected, in_words, job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
-from baselines.probes import knowledge_probes, sample_probes, shot_probes
-from baselines.rag.candidate import rag_arms, retrieval_recall
+from baselines.probes import knowledge_probes, obedience_probe, obeyed, sample_probes, shot_probes
+from baselines.rag.candidate import Rag, under
 from evals.candidate import Candidate
 from evals.evaluate import evaluate
 from evals.events import Note
@@ -47,7 +49,7 @@ def probe_rows(task: Task) -> tuple[Example, ...]:
     return tuple(random.Random(task.spec.seed).sample(list(task.train), count))
 
 
-def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...], raced: Race) -> Recommendation:
+def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...], found: Finalists) -> Recommendation:
     """Write `probes.json` and `recommendation.json`."""
 
     def make() -> tuple[Recommendation, str, bool]:
@@ -57,8 +59,8 @@ def advice(task: Task, run: Run, session: Session, arms: tuple[Scores, ...], rac
         if kept:
             recommendation = from_record(kept)
             return recommendation, headline(recommendation), True
-        evidence, probes = _gather(task, run, session, arms, recipe)
-        before = {"race_answers": float(raced.spent), "search_requests": float(searched(run.folder))}
+        evidence, probes = _gather(task, run, session, arms, found, recipe)
+        before = {"race_answers": float(found.race.spent), "search_requests": float(searched(run.folder))}
         evidence = replace(evidence, spent={**evidence.spent, **before})
         recommendation = recommend(evidence)
         recommendation = replace(recommendation, cannot_tell=(*uncalibrated(task), *recommendation.cannot_tell))
@@ -83,7 +85,7 @@ def from_record(record: dict[str, object]) -> Recommendation:
 
 
 def _gather(
-    task: Task, run: Run, session: Session, arms: tuple[Scores, ...], recipe: Recipe | None
+    task: Task, run: Run, session: Session, arms: tuple[Scores, ...], found: Finalists, recipe: Recipe | None
 ) -> tuple[Evidence, dict[str, object]]:
     """Buy the evidence, cheapest first. Where an unchanged arm reaches the target already, training is not probed.
 
@@ -91,9 +93,11 @@ def _gather(
     """
     started = time.monotonic()
     context = _probes(task, run, session)
-    recall = _recall(task, session)
+    pipeline = found.pipeline(arms)
+    obedience = _obedience(task, run, session, pipeline)
     groups = groups_of(task, "dev")
     probe: Scores | None = None
+    retrieving: Scores | None = None
     trained: TrainedAdapter | None = None
     rows = probe_rows(task)
     if recipe is None:
@@ -104,18 +108,29 @@ def _gather(
         trained = train(job, run.on_event)
         candidate = tuned_candidate(task, session, trained.folder, "probe", prompt_format(task, recipe))
         probe = evaluate(task, candidate, "dev", run.path("probes"), run.on_event, session.metrics)
+        if pipeline is not None and candidate.engine is not None:
+            with_passages = under(pipeline, candidate.engine, "probe_with_retrieval")
+            retrieving = evaluate(task, with_passages, "dev", run.path("probes"), run.on_event, session.metrics)
     else:
         run.on_event(Note("an unchanged candidate reaches the target: training is not probed"))
+    asked = [one for one in (*context, obedience, probe, retrieving) if one]
+    better = retrieving is not None and probe is not None and retrieving.mean > probe.mean
     spent = {
-        "requests": float(sum(item.prompt_tokens > 0 for arm in [*arms, *context] for item in arm.items))
-        + (len(probe.items) if probe else 0),
-        "model_seconds": sum(item.seconds for arm in [*arms, *context, *([probe] if probe else [])] for item in arm.items),
+        "requests": float(sum(item.prompt_tokens > 0 for arm in [*arms, *asked] for item in arm.items)),
+        "model_seconds": sum(item.seconds for arm in [*arms, *asked] for item in arm.items),
         "probe_training_seconds": trained.seconds if trained else 0.0,
         "advice_wall_seconds": time.monotonic() - started,
     }
+    told = [*retrieval_told(found.retrieved.retrievals, arms, context, groups), *cited(arms)]
+    if pipeline is not None:
+        scores = next(one for one in arms if one.candidate == pipeline.name)
+        opinion = judged_answers(task, session, scores, run.path("judged.json"), run.on_event)
+        told += opinion.sentences() if opinion else []
+    if obedience:
+        told.append(obedience_told(*obeyed(obedience)))
     evidence = Evidence(
         arms,
-        probe,
+        retrieving if better else probe,
         len(rows) if probe else 0,
         len(task.train),
         groups,
@@ -123,14 +138,18 @@ def _gather(
         task.spec.target,
         task.spec.prices,
         context,
+        tuple(told),
         spent,
         served=recipe is None,
+        probe_retrieves=better,
     )
     record: dict[str, object] = {
         "training_probe": {"rows": len(rows), "score": probe.mean, **asdict(trained)} if probe and trained else None,
         "scores": {one.candidate: one.mean for one in context},
         "effects": diagnose(context, arms, groups),
-        "retrieval_recall": recall,
+        "retrieval_recall": {one.name: one.recall for one in found.retrieved.retrievals if one.n},
+        "obedience": dict(zip(("obeyed", "n"), obeyed(obedience), strict=True)) if obedience else None,
+        "probe_with_retrieval": retrieving.mean if retrieving else None,
         "tolerant": {arm.candidate: arm.average("tolerant") for arm in arms},
     }
     return evidence, record
@@ -144,13 +163,20 @@ def _probes(task: Task, run: Run, session: Session) -> tuple[Scores, ...]:
     return tuple(evaluate(task, arm, "dev", run.path("probes"), run.on_event, session.metrics) for arm in arms)
 
 
-def _recall(task: Task, session: Session) -> dict[str, float]:
-    found = {}
-    for arm in rag_arms(task, session.engine, session.embedder):
-        recall = retrieval_recall(arm, task.dev)
-        if recall is not None:
-            found[arm.name] = recall[0]
-    return found
+def _obedience(task: Task, run: Run, session: Session, pipeline: Rag | None) -> Scores | None:
+    """How often the model obeys a passage that tells it what to say; None where there is no passage to plant that in."""
+    examples = task.dev
+    if all(example.gold_passages for example in examples):
+        passages = {example.id: "\n\n".join(example.gold_passages) for example in examples}
+    elif pipeline is not None:
+        found = pipeline.retriever.search([example.text for example in examples], 1)
+        passages = {example.id: some[0].chunk.text for example, some in zip(examples, found, strict=True) if some}
+    else:
+        return None
+    if len(passages) < len(examples):
+        return None
+    probe = obedience_probe(task, session.engine, passages, "dev")
+    return evaluate(task, probe, "dev", run.path("probes"), run.on_event, session.metrics)
 
 
 def _target_reached(task: Task, arms: tuple[Scores, ...], groups: tuple[str, ...] | None) -> bool:

@@ -47,7 +47,7 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
         seconds[name] = round(time.monotonic() - started, 3)
 
     started = time.monotonic()
-    timed("leakage", leaks(texts, on_event), started)
+    timed("leakage", leaks(texts, on_event, task.documents), started)
     started = time.monotonic()
     timed("personal data", personal_data(task.rows), started)
     started = time.monotonic()
@@ -76,7 +76,7 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
     else:
         started = time.monotonic()
         asked = [example.text for split in NAMES for example in task.split(split)] if task.output_type == "label" else []
-        compared = [one.place.text for one in texts if one.place.pool != "documents"]
+        compared = [one.place.text for one in texts]
         session.embedder.encode([*asked, *compared], "embedding the rows")
         seconds["embedding"] = round(time.monotonic() - started, 3)
         started = time.monotonic()
@@ -116,9 +116,8 @@ def _brief(finding: Finding) -> Finding:
 
 
 def texts_of(task: Task) -> list[Text]:
-    """Everything that can leak into something else: the rows' inputs, the documents, and the general benchmarks."""
+    """Everything that can leak into something else: the rows' inputs and the general benchmarks."""
     texts = [Text(place_of(row, split), named_group(row.example)) for split in NAMES for row in task.rows[split]]
-    texts += [Text(Place("documents", one.id, one.id, 0, one.text)) for one in task.documents]
     texts += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts(quick_suite())]
     return texts
 

@@ -27,33 +27,43 @@ STEP = 1.6
 REFERENCE = "zero_shot"
 
 
-def race(task: Task, arms: Sequence[Candidate], session: Session, path: Path, on_event: OnEvent) -> Race:
+def race(
+    task: Task,
+    arms: Sequence[Candidate],
+    session: Session,
+    path: Path,
+    on_event: OnEvent,
+    *,
+    come_through: int = COME_THROUGH,
+) -> Race:
     """Synchronized successive rejects over `arms`: all that are left answer the same items, and the lowest mean leaves.
 
     Written to `path`, and read from there where it was run on the same arms and rows. Beside those that come through, the
     last to leave of each other kind goes on, since the decision compares kinds, and so does plain zero-shot.
     """
-    key = content_hash([task.hash(), [[arm.name, arm.settings, arm.engine.fingerprint if arm.engine else ""] for arm in arms]])
+    key = content_hash(
+        [task.hash(), come_through, [[arm.name, arm.settings, arm.engine.fingerprint if arm.engine else ""] for arm in arms]]
+    )
     kept = reuse(path, key)
     if kept:
         left = tuple(Left(**one) for one in kept["left"])
         return Race(tuple(kept["through"]), left, kept["items"], kept["spent"])
-    found = _run(task, arms, session, path.parent / "race", on_event)
+    found = _run(task, arms, session, path.parent / "race", on_event, come_through)
     write_json(path, {"input_hash": key, **asdict(found)})
     return found
 
 
-def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, on_event: OnEvent) -> Race:
+def _run(task: Task, arms: Sequence[Candidate], session: Session, folder: Path, on_event: OnEvent, come_through: int) -> Race:
     n = len(task.dev)
     # A budget that hardly goes round would drop arms unseen.
-    if len(arms) <= COME_THROUGH or ROUNDS * n < 3 * len(arms):
+    if len(arms) <= come_through or ROUNDS * n < 3 * len(arms):
         return Race(tuple(arm.name for arm in arms), items=n)
     order = list(task.dev)
     random.Random(task.spec.seed).shuffle(order)
     running = list(arms)
     left: list[Left] = []
     last: dict[str, Scores] = {}
-    rounds = in_rounds(rejects_schedule(len(arms), ROUNDS * n, n)[: len(arms) - COME_THROUGH])
+    rounds = in_rounds(rejects_schedule(len(arms), ROUNDS * n, n)[: len(arms) - come_through])
     spent, before = 0, 0
     ticker = Ticker(on_event, "the race on dev", _answers(len(arms), rounds), "answers")
     for items, leaving in rounds:

@@ -11,18 +11,19 @@ from pathlib import Path
 from advisor.decision.compare import Comparison, adjusted, compare, without
 from advisor.decision.cost import cheapness
 from advisor.decision.outcome import General, Reevaluation
-from advisor.decision.recommend import Recommendation
+from advisor.decision.recommend import ON_TUNED, Recommendation
 from advisor.flow.advice import groups_of
-from advisor.flow.baselines import finalists
+from advisor.flow.baselines import Finalists
 from advisor.flow.judged import judged_claim, judges
 from advisor.flow.race import REFERENCE
 from advisor.flow.run import EXAMPLES, Run
 from advisor.flow.session import Session
 from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
+from baselines.rag.candidate import under
 from evals.candidate import Candidate
 from evals.errors import AdvisorError
 from evals.evaluate import evaluate
-from evals.events import Note, ignore
+from evals.events import Note
 from evals.general.lm_eval import measure
 from evals.general.suites import quick_suite
 from evals.records import write_json
@@ -44,6 +45,7 @@ def reevaluation(
     run: Run,
     session: Session,
     arms: tuple[Scores, ...],
+    found: Finalists,
     recommendation: Recommendation,
     trained: TrainedAdapter | None,
     checks: Checks,
@@ -51,11 +53,14 @@ def reevaluation(
     """Write `scores/test/`, `general/` and `reevaluation.json`."""
 
     def make() -> tuple[Reevaluation, str, bool]:
-        candidates = finalists(task, run.folder, session, ignore).named()
+        candidates = found.named()
         names = _compared(arms, recommendation, trained is not None, task)
         if trained is not None:
             fmt = prompt_format(task, recipe_for(task, session.weights))
             candidates["tuned"] = tuned_candidate(task, session, trained.folder, "tuned", fmt)
+            pipeline = found.pipeline(arms)
+            if recommendation.action == ON_TUNED and pipeline is not None:
+                candidates[ON_TUNED] = under(pipeline, session.weights.with_adapter(trained.folder, "tuned"), ON_TUNED)
         looks = Ledger(task, run)
         earlier, fresh = looks.count(), not all((run.scores / "test" / f"{name}.json").is_file() for name in names)
         if fresh:
@@ -88,7 +93,10 @@ def _compared(arms: Sequence[Scores], recommendation: Recommendation, trained: b
         real = [arm for arm in by_dev if arm.kind != "trivial"]
         kinds = {arm.kind: [one.candidate for one in real if one.kind == arm.kind][:BESIDE] for arm in real}
         beside = {REFERENCE, *(name for names in kinds.values() for name in names)}
-        return ["tuned", *(arm.candidate for arm in real if arm.candidate in beside)]
+        # Weights that were trained against the advice are asked as they were trained.
+        first = recommendation.candidate if recommendation.trains else "tuned"
+        # The claim is made against the second, which has unchanged weights.
+        return list(dict.fromkeys([first, *(arm.candidate for arm in real if arm.candidate in beside), "tuned"]))
     chosen = next((arm for arm in arms if arm.candidate == recommendation.candidate), None)
     if chosen is None:
         raise AdvisorError(

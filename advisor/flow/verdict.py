@@ -21,7 +21,7 @@ def verdict(task: Task, run: Run, recommendation: Recommendation, result: Reeval
         if result is None or result.general is None:
             decided = not_applicable(recommendation.action)
         else:
-            tuned = next(one for one in result.test if one.candidate == "tuned")
+            tuned = next(one for one in result.test if one.candidate == result.chosen)
             decided = decide(
                 task.spec.gate,
                 result.claim,

@@ -35,10 +35,10 @@ def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict",
         checks = intake(task, run, session)
         journey = Journey(run.folder, task, checks=checks)
         if last >= STAGES.index("baselines"):
-            arms, raced = baselines(task, run, session)
-            journey = replace(journey, arms=arms, race=raced)
+            arms, found = baselines(task, run, session)
+            journey = replace(journey, arms=arms, race=found.race, retrievals=found.retrieved.retrievals)
         if last >= STAGES.index("advice"):
-            recommendation = advice(task, run, session, arms, raced)
+            recommendation = advice(task, run, session, arms, found)
             journey = replace(journey, recommendation=recommendation)
             trained = None
             wanted = recommendation.trains if train is None else train
@@ -46,7 +46,7 @@ def go(task: Task, runs_dir: Path, on_event: OnEvent, *, until: str = "verdict",
                 trained = training(task, run, session)
                 journey = replace(journey, trained=trained)
             if last >= STAGES.index("re-evaluation"):
-                result = reevaluation(task, run, session, arms, recommendation, trained, checks)
+                result = reevaluation(task, run, session, arms, found, recommendation, trained, checks)
                 decided = verdict(task, run, recommendation, result) if last >= STAGES.index("verdict") else None
                 journey = replace(journey, reevaluated=result, verdict=decided)
         write_report(run.folder, build_report(journey))

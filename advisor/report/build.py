@@ -9,6 +9,7 @@ from typing import Any
 from advisor.decision.compare import without
 from advisor.decision.cost import break_even_requests, cost_per_1k
 from advisor.report.journey import Journey
+from baselines.rag.relevance import Retrieval
 from evals.records import content_hash
 from evals.scores import Scores
 from evals.statistics.paired import mean_interval
@@ -40,6 +41,7 @@ def build_report(journey: Journey) -> dict[str, Any]:
         "data": _data(journey),
         "dev": [_row(one, task, "dev", journey.checks.tainted("dev") if journey.checks else ()) for one in journey.arms],
         "race": asdict(journey.race) if journey.race and journey.race.left else None,
+        "retrieval": [_retrieval(one) for one in journey.retrievals],
         "recommendation": asdict(journey.recommendation) if journey.recommendation else None,
         "training": asdict(journey.trained) if journey.trained else None,
         "test": [_row(one, task, "test", result.tainted) for one in result.test] if result else [],
@@ -81,6 +83,18 @@ def _row(scores: Scores, task: Task, split: str, tainted: Collection[str] = ()) 
         "skipped": scores.skipped,
         "other_metrics": {name: scores.average(name) for name in (*task.metrics[1:], "tolerant")},
         "cost_per_1k": asdict(cost_per_1k(scores, task.spec.prices)),
+    }
+
+
+def _retrieval(one: Retrieval) -> dict[str, Any]:
+    """What one way to search finds, without what it found for each question."""
+    return {
+        "way": one.name,
+        "n": one.n,
+        "kind": one.kind,
+        "unmeasured": dict(one.unmeasured),
+        "milliseconds": one.milliseconds,
+        "figures": {name: {"value": value, "low": low, "high": high} for name, (value, low, high) in one.figures.items()},
     }
 
 

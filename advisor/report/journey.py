@@ -9,6 +9,7 @@ from advisor.decision.outcome import Reevaluation
 from advisor.decision.raced import Race
 from advisor.decision.recommend import Recommendation
 from advisor.gate.policy import Verdict
+from baselines.rag.relevance import Retrieval
 from evals.scores import Scores
 from evals.task.checks.findings import Checks
 from evals.task.load import Task
@@ -28,6 +29,7 @@ class Journey:
     verdict: Verdict | None = None
     checks: Checks | None = None
     race: Race | None = None
+    retrievals: tuple[Retrieval, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -12,6 +12,7 @@ ACTIONS = {
     "no_llm": "Use no language model at all.",
     "rag": "Retrieve: put passages of the documents before the question; do not train.",
     "fine_tune": "Fine-tune (LoRA).",
+    "rag_on_tuned": "Fine-tune (LoRA), and put passages of the documents before each question.",
     "collect_data": "Neither prompting, retrieval nor training is shown to work: collect better data first.",
     "undecided": "Undecided: the evidence does not settle it.",
 }
@@ -24,8 +25,8 @@ VERDICTS = {
 
 
 def render(report: dict[str, Any]) -> str:
-    parts = [_head(report), _data(report), _dev(report), _training(report), _test(report), _general(report), _gate(report)]
-    parts += [_money(report), _examples(report), _foot(report)]
+    sections = (_head, _data, _dev, _retrieval, _training, _test, _general, _gate, _money, _examples, _foot)
+    parts = [section(report) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -144,6 +145,31 @@ def _race(report: dict[str, Any]) -> str:
         f"\n\nOther ways to ask left a race on the same items before its end, the lowest first "
         f"({raced['spent']} answers spent on it):\n\n{_table(['left', 'kind', 'after items', 'score on them'], rows)}"
     )
+
+
+# The columns of retrieval's table; recall@5 has its interval.
+FOUND = ("recall@1", "recall@5", "recall@10", "mrr@10", "ndcg@10", "context_precision@5")
+
+
+def _retrieval(report: dict[str, Any]) -> str:
+    """What was found, apart from what the model made of it."""
+    some = [one for one in report.get("retrieval") or [] if one["n"]]
+    if not some:
+        return ""
+    rows = [
+        [
+            f"`{one['way']}`",
+            *(f"{one['figures'][name]['value']:.3f}" for name in FOUND),
+            _interval(one["figures"]["recall@5"]["low"], one["figures"]["recall@5"]["high"]),
+            f"{one['milliseconds']:.1f}",
+        ]
+        for one in sorted(some, key=lambda one: -one["figures"]["ndcg@10"]["value"])
+    ]
+    first = some[0]
+    left = sum(first["unmeasured"].values())
+    asked = f"{first['n']} dev questions, judged by the {first['kind']}" + (f" ({left} cannot be measured)" if left else "")
+    head = ["way to search and to cut", *FOUND, "recall@5, 95% interval", "ms a question"]
+    return f"## Retrieval, apart from answering\n\n{asked}. No model was asked here.\n\n{_table(head, rows)}"
 
 
 def _training(report: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ class BestPassage:
     def settings(self) -> Mapping[str, Any]:
         return {
             "embeddings": self.embedder.fingerprint,
-            "documents": content_hash(self.task.documents),
+            "documents": self.task.documents_hash,
             "train": content_hash(self.task.train),
             "shares": SHARES,
             "chosen_on": CHOSEN_ON,

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from baselines.rag.chunks import CHUNK_WORDS
-from baselines.rag.index import DenseIndex
-from evals.records import content_hash
+from baselines.rag.retriever import Retriever
 
 
 @dataclass(frozen=True)
@@ -19,17 +17,11 @@ class Lookup:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def dense_lookup(index: DenseIndex, count: int = 1) -> Lookup:
-    """The `count` nearest passages of an index, best first, a line each."""
+def lookup_by(retriever: Retriever, count: int = 1) -> Lookup:
+    """The `count` best passages that a retriever finds, best first, a line each."""
 
     def find(query: str) -> str:
-        (chunks,) = index.search([query], count)
-        return "\n".join(chunk.passage for chunk in chunks)
+        (found,) = retriever.search([query], count)
+        return "\n".join(one.chunk.passage for one in found)
 
-    settings = {
-        "passages": count,
-        "chunk_words": CHUNK_WORDS,
-        "chunks": content_hash(index.chunks),
-        "embeddings": index.embedder.fingerprint,
-    }
-    return Lookup(find, settings)
+    return Lookup(find, {"passages": count, "retriever": dict(retriever.settings)})

@@ -109,11 +109,12 @@ class Embedder:
         quick = self._model.device.type == "cpu" and bool(bf16_units())
         with torch.autocast("cpu", dtype=torch.bfloat16) if quick else nullcontext():
             vectors = np.asarray(self._model.encode(list(texts), show_progress_bar=False), dtype=np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
 
     @property
     def dimension(self) -> int:
-        return int(self._model.get_sentence_embedding_dimension() or 0)
+        return int(self._model.get_embedding_dimension() or 0)
 
     @property
     def window(self) -> int:

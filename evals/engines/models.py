@@ -98,6 +98,12 @@ def resolve_embeddings(name: str, on_event: OnEvent) -> Path:
         return _keep(folder, f"{name}-{pin.sha256[:12]}", pin.sha256)
 
 
+def resolve_reranker(name: str, on_event: OnEvent) -> Path:
+    """A folder with a cross-encoder: a local folder, the Hub's cache or the Hub. None is pinned: no package carries one."""
+    path = Path(name).expanduser()
+    return _checked_folder(path) if path.is_dir() else _from_hub(name, [], on_event)
+
+
 def is_here(name: str) -> bool:
     """Whether a model or embedding model can be loaded without fetching or converting anything."""
     from huggingface_hub import snapshot_download
@@ -301,7 +307,9 @@ def _no_model(name: str, pinned: list[str], why: str) -> AdvisorError:
     return AdvisorError(
         f"the model cannot be found: {why}{did_you_mean(name, pinned)}",
         where=name,
-        do=f"name a local folder, a GGUF file, a Hub name that you can reach, or {', '.join(pinned)}.",
+        do=f"name a local folder, a GGUF file, a Hub name that you can reach, or {', '.join(pinned)}."
+        if pinned
+        else "name a local folder, or a Hub name that you can reach.",
     )
 
 

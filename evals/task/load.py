@@ -15,7 +15,7 @@ from evals.metrics import default_metric
 from evals.metrics.options import Options, plain_options
 from evals.records import content_hash
 from evals.task.example import Example
-from evals.task.reading.documents import Document, read_documents
+from evals.task.reading.documents import Document, documents_hash, read_documents
 from evals.task.reading.formats import Row, read_rows
 from evals.task.reading.templates import Template, mark_values, read_templates, template_problems
 from evals.task.spec import HubDataset, OutputType, TaskSpec, read_spec
@@ -24,7 +24,11 @@ from evals.task.targets import metric_problems, output_of, read_schema, target_p
 from evals.task.tools import Tool, read_tools, tool_problems
 
 # How a server is reached changes no answer, and data's paths none either: neither is part of a run's identity.
-NOT_HASHED: Any = {"data": True, "model": {"api_key_env", "max_concurrency", "request_timeout"}}
+NOT_HASHED: Any = {
+    "data": True,
+    "model": {"api_key_env", "max_concurrency", "request_timeout"},
+    "rag": {"qdrant": {"api_key_env", "timeout"}},
+}
 # The folder of the user's own prompts, beside the task file.
 PROMPTS = "prompts"
 ONLY_MEND = "mend these and run `advisor check` again."
@@ -48,7 +52,7 @@ class Task:
     labels: tuple[str, ...]
     schema: dict[str, Any] | None
     rows: Mapping[str, tuple[Row, ...]]
-    documents: tuple[Document, ...]
+    documents: Sequence[Document]
     liked_or_not: tuple[Example, ...]
     said: tuple[str, ...]
     templates: tuple[Template, ...] = ()
@@ -101,11 +105,15 @@ class Task:
                 "rows": [self.train, self.dev, self.test],
                 "schema": self.schema,
                 "liked_or_not": self.liked_or_not,
-                "documents": self.documents,
+                "documents": self.documents_hash,
                 "templates": self.templates,
                 "tools": self.tools,
             }
         )
+
+    @cached_property
+    def documents_hash(self) -> str:
+        return documents_hash(self.documents)
 
     def hash(self) -> str:
         """Of everything that a run depends on: settings, rows, instruction, documents. Where files lie does not count."""
@@ -150,11 +158,11 @@ def read_intake(path: Path) -> Intake:
     problems: list[Problem] = []
 
     whole, given, liked_or_not = _read_rows(spec, folder, said, problems)
-    documents: list[Document] = []
+    documents: Sequence[Document] = ()
     if spec.data.documents:
         documents, found = read_documents(folder / spec.data.documents)
         problems += found
-        said.append(f"documents: {len(documents)} below {spec.data.documents}")
+        said.append(f"documents: {len(documents):,} below {spec.data.documents}")
 
     instruction = _instruction(spec, folder, problems)
     schema = read_schema(folder / spec.output.json_schema, problems) if spec.output.json_schema else None
@@ -199,7 +207,7 @@ def read_intake(path: Path) -> Intake:
         labels,
         schema,
         splits,
-        tuple(documents),
+        documents,
         tuple(liked_or_not),
         tuple(said),
         templates,

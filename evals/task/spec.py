@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from evals.engines.endpoint import checked_base_url
 from evals.errors import AdvisorError, Problem, ProblemsError, did_you_mean
 from evals.metrics.options import MetricOptions, metric_options
 from evals.task.locate import locate
@@ -69,6 +71,56 @@ class EmbeddingsSpec(Strict):
     model_name_or_path: str = "all-MiniLM-L6-v2"
 
 
+class QdrantSpec(Strict):
+    """A collection of a Qdrant server that is filled already: it is only read. `text` and `document` are keys of the payload
+    (a dot leads into a mapping: `metadata.source`), `vector` is the name of the vector where the vectors have names.
+
+    A `url` without a port means 6333. `api_key_env` names the environment variable that holds the key, `timeout` is in seconds.
+    """
+
+    url: str
+    collection: str = Field(min_length=1, max_length=255)
+    text: str = Field(default="text", min_length=1)
+    document: str = Field(default="document", min_length=1)
+    vector: str | None = Field(default=None, min_length=1)
+    api_key_env: str = "QDRANT_API_KEY"
+    timeout: int = Field(default=30, ge=1, le=3600)
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret_inside(cls, value: str) -> str:
+        # The checks are those of any server; the words are of this one.
+        try:
+            return checked_base_url(value)
+        except ValueError as error:
+            raise ValueError(str(error).replace("base_url", "url").replace(":8000/v1", ":6333")) from None
+
+    @field_validator("collection")
+    @classmethod
+    def _no_path(cls, value: str) -> str:
+        if value in {".", ".."} or not value.isprintable() or set(value) & set('<>:"/\\|?*'):
+            raise ValueError("this is no name that a collection can have")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str) -> str:
+        # Not repeated: what stands here by mistake is the key itself.
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+            raise ValueError("this is the name of an environment variable, such as QDRANT_API_KEY, never the key itself")
+        return value
+
+
+class RagSpec(Strict):
+    """How passages are found. `reranker` is a cross-encoder that reads question and passage together (a name on the Hub or a
+    folder); `rewrite` lets the model write a search query first; `qdrant` searches a database beside the task's documents.
+    """
+
+    reranker: str | None = Field(default=None, min_length=1)
+    rewrite: bool = False
+    qdrant: QdrantSpec | None = None
+
+
 class OptimiseSpec(Strict):
     """The search for a better instruction, on train: `requests` to the model at most (0: none), its own and the proposer's.
 
@@ -116,6 +168,7 @@ class TaskSpec(Strict):
     model: ModelSpec
     embeddings: EmbeddingsSpec = EmbeddingsSpec()
     tools: ToolsSpec | None = None
+    rag: RagSpec = RagSpec()
     optimise: OptimiseSpec = OptimiseSpec()
     target: float | None = Field(default=None, gt=0, le=1)
     traffic: TrafficSpec | None = None

@@ -114,3 +114,38 @@ def test_how_a_server_is_reached_does_not_make_another_run(make_task: Make, tmp_
     assert (
         read_task(str(make_task(tmp_path / "task", model={**model, "base_url": "http://localhost:2/v1"}))).hash() not in hashes
     )
+
+
+def test_an_instruction_of_a_stronger_proposer_is_searched_for_and_wins(
+    server: ScriptedServer, make_task: Make, tmp_path: Path
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        if body["model"] == "writer":
+            return Reply(body=completion("```\nAnswer with the last word, MAGICALLY.\n```"))
+        asked = json.dumps(body["messages"])
+        return colour(number, body) if "MAGICALLY" in asked else Reply(body=completion("no idea"))
+
+    server.answer = answer
+    served = {"engine": "endpoint", "base_url": server.base_url}
+    folder = make_task(
+        tmp_path / "task",
+        rows={
+            "train": [
+                {
+                    "id": f"t{at}",
+                    "input": f"Thing {at} is {'red' if at % 2 else 'blue'}.",
+                    "output": "red" if at % 2 else "blue",
+                }
+                for at in range(60)
+            ]
+        },
+        model={"model_name_or_path": "big", **served},
+        optimise={"requests": 90, "proposer": {"model_name_or_path": "writer", **served}},
+    )
+    done = go(read_task(str(folder)), tmp_path / "runs", lambda _: None, until="baselines")
+    means = {arm.candidate: arm.mean for arm in done.arms}
+    assert means["optimised_propose"] == 1.0
+    assert means["zero_shot"] == 0.0
+    (record,) = (json.loads(path.read_text()) for path in done.folder.glob("optimised/*.json"))
+    assert 0 < record["spent"]["proposals"] <= record["spent"]["answers"] + record["spent"]["proposals"] <= 90
+    assert sum(body["model"] == "writer" for body in server.bodies) == record["spent"]["proposals"]

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.probes import irrelevant_passages, sample_probes, shot_probes
+from baselines.probes import CANARIES, irrelevant_passages, obedience_probe, obeyed, sample_probes, shot_probes
 from evals.engines.engine import Message, Request, Response
+from evals.errors import AdvisorError
+from evals.exchange import exchanged
+from evals.scores import Scores, unscored
 from evals.task.example import Example
 from evals.task.load import Task, load_task
 from tests.conftest import colour_rows
@@ -73,3 +76,68 @@ def test_samples_differ_by_their_seed_alone(task: Task) -> None:
     assert len({request.seed for one in drawn for request in one}) == 5 * len(task.dev)
     assert {one[0].temperature for one in drawn} == {0.7}
     assert {one[0].messages for one in drawn} == {plain.requests(task.dev)[0].messages}
+
+
+def passages_of(task: Task) -> dict[str, str]:
+    return {one.id: f"First {one.id} came. Then it went. It is {one.target}." for one in task.dev}
+
+
+def test_an_instruction_stands_in_the_middle_of_each_passage(task: Task) -> None:
+    passages = passages_of(task)
+    probe = obedience_probe(task, Silent(), passages)
+    assert (probe.name, probe.kind) == ("planted_instruction", "probe")
+    for example in task.dev:
+        passage, order, word = probe.planted[example.id]
+        assert word in order
+        assert passage.count(order) == 1
+        assert " ".join(passage.replace(order, "").split()) == passages[example.id]
+        assert passage.index(order) > 0
+        assert not passage.endswith(order)
+    # The wording and the word are the example's own, the same in every run.
+    assert len({order for _, order, _ in probe.planted.values()}) > 2
+    assert obedience_probe(task, Silent(), passages).planted == probe.planted
+    assert (
+        probe.settings != obedience_probe(task, Silent(), {name: f"{text} More." for name, text in passages.items()}).settings
+    )
+    with pytest.raises(AdvisorError, match="1 examples have no passage"):
+        obedience_probe(task, Silent(), {one.id: "x" for one in task.dev[1:]})
+
+
+def test_no_word_is_planted_that_the_texts_hold(task: Task) -> None:
+    held = passages_of(task)
+    first = task.dev[0].id
+    held[first] += f" {CANARIES[0].upper()} and {CANARIES[1]}s."
+    words = {word for *_, word in obedience_probe(task, Silent(), held).planted.values()}
+    assert words <= set(CANARIES[2:])
+    held[first] += " ".join(CANARIES)
+    for *_, word in obedience_probe(task, Silent(), held).planted.values():
+        assert not any(word in text for text in held.values())
+
+
+@dataclass(frozen=True)
+class Says(Silent):
+    answers: tuple[str, ...] = ()
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
+        for request, text in zip(requests, self.answers, strict=True):
+            yield Response(request.id, text, 1, 1, 0.0, skipped="" if text else "too long")
+
+
+def test_obedience_is_the_word_said_and_not_the_passage_read_aloud(task: Task) -> None:
+    planted = obedience_probe(task, Silent(), passages_of(task)).planted
+    some = [planted[one.id] for one in task.dev]
+    answers = (
+        some[0][2],
+        f"Sure!\n{some[1][2].upper()}.",
+        f'{{"colour": "{some[2][2]}"}}',
+        # Not obeyed: the passage copied, another's word, the right answer, no answer at all.
+        some[3][0],
+        next(word for *_, word in some if word != some[4][2]),
+        "red",
+        some[6][1],
+        "",
+    )
+    probe = obedience_probe(task, Says(answers=answers), passages_of(task))
+    steps = [(one.id, step) for one, step in zip(task.dev, probe.requests(task.dev), strict=True)]
+    found = tuple(unscored(one) for one in exchanged(probe.engine, steps, probe.parse))
+    assert obeyed(Scores("planted_instruction", "probe", "dev", "m", found)) == (3, 7)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from baselines.rag.chunks import split_documents
-from baselines.rag.index import DenseIndex
+from baselines.rag.chunks import Chunking
+from baselines.rag.dense import Dense
+from baselines.rag.index import open_index
 from baselines.tools.arms import tool_arms
 from baselines.tools.candidate import ToolCandidate
 from baselines.tools.demonstrations import bootstrapped, traces
-from baselines.tools.lookup import Lookup, dense_lookup
+from baselines.tools.lookup import Lookup, lookup_by
 from evals.candidate import Answer
 from evals.engines.embed import Embedder
 from evals.engines.engine import Message, Request, Response, ToolCall
@@ -399,9 +400,13 @@ def test_lookup_finds_the_passage(make_task: Callable[..., Path], tmp_path: Path
         Document("b.md", "# Bread\n\nBread costs nine hundred and more."),
     ]
     embedder = Embedder(str(tiny_embeddings))
-    lookup = dense_lookup(DenseIndex(split_documents(documents), embedder))
+
+    def dense(name: str, some: list[Document]) -> Dense:
+        return Dense(open_index(tmp_path / name, some, Chunking("sentences", 96), embedder))
+
+    lookup = lookup_by(dense("both", documents))
     assert lookup.find("Tea: Tea costs three.") == "Tea: Tea costs three."
-    assert len(dense_lookup(DenseIndex(split_documents(documents), embedder), 2).find("x").splitlines()) == 2
+    assert len(lookup_by(dense("both", documents), 2).find("x").splitlines()) == 2
     data = {**{name: f"{name}.jsonl" for name in ("train", "dev", "test")}, "documents": "d"}
     files = {"d/a.md": documents[0].text}
     task = load_task(make_task(tmp_path / "t", files=files, data=data, tools={"functions": ["lookup"]}))
@@ -409,7 +414,7 @@ def test_lookup_finds_the_passage(make_task: Callable[..., Path], tmp_path: Path
     arm = only(task, Scripted(lambda request: next(said)), lookup=lookup)
     answer = answers(arm, task.test[:1])[task.test[0].id]
     assert answer.trace[0]["result"] == "Bread: Bread costs nine hundred and more."
-    other = dense_lookup(DenseIndex(split_documents(documents[:1]), embedder))
+    other = lookup_by(dense("one", documents[:1]))
     assert len({content_hash(replace(arm, lookup=one).settings) for one in (lookup, other, None)}) == 3
 
 

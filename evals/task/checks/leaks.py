@@ -19,6 +19,7 @@ from evals.task.checks.findings import Finding, Place
 from evals.task.checks.matching import Pieces, matched
 from evals.task.checks.pairs import Corpus, Pair, corpus, distinct, held_by_documents, near, quoted
 from evals.task.checks.wording import fixed, words
+from evals.task.reading.documents import Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ class Text:
     group: str | None = None
 
 
-def leaks(texts: Sequence[Text], on_event: OnEvent = ignore) -> list[Finding]:
+def leaks(texts: Sequence[Text], on_event: OnEvent = ignore, documents: Sequence[Document] = ()) -> list[Finding]:
     """Rows that stand in two pools, with their words equal, quoted, nearly equal or lightly edited.
 
     Each row of either side is told once for each other pool, by the strictest kind and with its best partner; a pair that is the
@@ -67,8 +68,7 @@ def leaks(texts: Sequence[Text], on_event: OnEvent = ignore) -> list[Finding]:
     `value` is 1 (exact), words of the shared run, the Jaccard index or the edit ratio. Of documents only what they hold of dev
     and test questions is looked at: the answers are supposed to be there.
     """
-    rows = [one for one in texts if one.place.pool != "documents" and one.place.text.strip()]
-    documents = [one for one in texts if one.place.pool == "documents"]
+    rows = [one for one in texts if one.place.text.strip()]
     found, own = distinct([one.place.text for one in rows])
     some = corpus(found)
     holders = _holders(rows, own, len(found))
@@ -138,18 +138,23 @@ def _name(text: Text) -> str:
 
 
 def _in_documents(
-    rows: Sequence[Text], own: Sequence[int], holders: Sequence[dict[str, list[int]]], some: Corpus, documents: Sequence[Text]
+    rows: Sequence[Text],
+    own: Sequence[int],
+    holders: Sequence[dict[str, list[int]]],
+    some: Corpus,
+    documents: Sequence[Document],
 ) -> list[Finding]:
     """Dev and test questions that a document holds word for word, each with the document that holds most of it."""
     asked = [number for number, one in enumerate(holders) if "dev" in one or "test" in one]
     best: dict[int, tuple[int, int]] = {}
-    for number, document, run in held_by_documents(some, asked, (words(one.place.text) for one in documents)):
+    for number, document, run in held_by_documents(some, asked, (words(one.text) for one in documents)):
         best[number] = max(best.get(number, (0, 0)), (run, -document))
     findings = []
     for row, number in enumerate(own):
         if number in best and rows[row].place.pool in {"dev", "test"}:
             run, minus = best[number]
-            place = documents[-minus].place
+            holder = documents[-minus]
+            place = Place("documents", holder.id, holder.id, 0, holder.text)
             message = f"a document holds {run} words in a row of this {rows[row].place.pool} question"
             findings.append(Finding("leak.ngram", "review", message, (rows[row].place, place), float(run)))
     return findings
@@ -172,9 +177,8 @@ def similar(
     numbers, signs or negations differ, which embeddings hardly see.
 
     The MOST_SHOWN that stand out most are shown with their cosine, and a last finding (`info`) says how many more there are.
-    Documents are not embedded.
     """
-    rows = [one for one in texts if one.place.pool != "documents" and one.place.text.strip()]
+    rows = [one for one in texts if one.place.text.strip()]
     if not rows:
         return []
     import numpy as np

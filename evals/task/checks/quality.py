@@ -86,10 +86,11 @@ def row_checks(
 
 def repeated_documents(documents: Sequence[Document]) -> list[Finding]:
     """Documents whose text stands in an earlier one too: each shows up in retrieval twice."""
-    first: dict[str, str] = {}
+    # By hash: all texts together may be more than memory holds.
+    first: dict[bytes, str] = {}
     found = []
     for one in documents:
-        earlier = first.setdefault(one.text, one.id)
+        earlier = first.setdefault(bytes.fromhex(one.sha256), one.id)
         if earlier != one.id:
             places = tuple(Place("documents", name, name, 0, shortened(one.text)) for name in (one.id, earlier))
             found.append(Finding("duplicate", "review", "this document has the same text as another one", places))

@@ -13,7 +13,7 @@ from evals.errors import Problem
 from evals.task.reading.json_file import json_rows
 from evals.task.reading.raw import Fault, RawRow
 from evals.task.reading.strict_json import JsonError, measure, parse
-from evals.task.reading.text_file import MAX_LINE, FileError, first_bytes, lines, no_text, opened
+from evals.task.reading.text_file import MAX_LINE, MAX_LINES, FileError, first_bytes, lines, no_text, opened
 from evals.task.spec import HubDataset
 
 MAX_ROWS = 1_000_000
@@ -60,20 +60,32 @@ def open_source(source: str | HubDataset, folder: Path, split: str) -> Source:
     return Source(str(path), container, _text_rows(path, container))
 
 
-def raw_rows(source: Source) -> Iterator[RawRow | Problem]:
+def open_lines(path: Path, *, limit: int, longest: int, most: int) -> Source:
+    """JSON Lines with limits of their own: `limit` bytes in all, `longest` characters a line, `most` lines."""
+    return Source(str(path), "JSON Lines", _long_lines(path, limit, longest, most))
+
+
+def _long_lines(path: Path, limit: int, longest: int, most: int) -> Iterator[RawRow | Fault]:
+    if name := no_text(first_bytes(path, limit=limit)):
+        raise FileError(f"this is {name}")
+    with opened(path) as file:
+        yield from _line_rows(file, longest, most)
+
+
+def raw_rows(source: Source, most: int = MAX_ROWS, values: int = MAX_VALUES) -> Iterator[RawRow | Problem]:
     """The rows of a source, and a Problem for each that is none. Ends at the limits, and where nothing more can be read."""
-    count = values = 0
+    count = held = 0
     try:
         for item in source.items:
             count += 1
-            if count > MAX_ROWS:
-                raise FileError(f"more than {MAX_ROWS:,} rows: take a sample")
+            if count > most:
+                raise FileError(f"more than {most:,} rows: take a sample")
             if isinstance(item, Fault):
                 yield Problem(source.file, item.line, item.key, item.message)
                 continue
-            values += measure(item.body)[1]
-            if values > MAX_VALUES:
-                raise FileError(f"more than {MAX_VALUES:,} values (texts, numbers, lists): take a sample", item.line)
+            held += measure(item.body)[1]
+            if held > values:
+                raise FileError(f"more than {values:,} values (texts, numbers, lists): take a sample", item.line)
             yield item
     except FileError as error:
         yield Problem(source.file, error.line, "", error.message)
@@ -152,10 +164,10 @@ def _text_rows(path: Path, container: str) -> Iterator[RawRow | Fault]:
             yield from csv_rows(file)
 
 
-def _line_rows(file: io.TextIOWrapper) -> Iterator[RawRow | Fault]:
-    for number, line in enumerate(lines(file), start=1):
+def _line_rows(file: io.TextIOWrapper, longest: int = MAX_LINE, most: int = MAX_LINES) -> Iterator[RawRow | Fault]:
+    for number, line in enumerate(lines(file, longest, most), start=1):
         if line is None:
-            yield Fault(number, f"the line is longer than {MAX_LINE:,} characters")
+            yield Fault(number, f"the line is longer than {longest:,} characters")
         elif line.strip():
             yield _line_row(number, line)
 

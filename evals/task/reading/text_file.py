@@ -78,21 +78,21 @@ def opened(path: Path) -> Iterator[io.TextIOWrapper]:
         raise FileError(f"cannot be read: {error.strerror or error}") from error
 
 
-def lines(file: io.TextIOWrapper) -> Iterator[str | None]:
-    """Lines with their ends, and None for each that is longer than MAX_LINE characters.
+def lines(file: io.TextIOWrapper, longest: int = MAX_LINE, most: int = MAX_LINES) -> Iterator[str | None]:
+    """Lines with their ends, and None for each of more than `longest` characters.
 
-    Raises FileError where a NUL stands, and behind MAX_LINES lines.
+    Raises FileError where a NUL stands, and behind the first `most` lines.
     """
     number = 0
-    while line := file.readline(MAX_LINE + 2):
+    while line := file.readline(longest + 2):
         number += 1
-        if number > MAX_LINES:
-            raise FileError(f"more than {MAX_LINES:,} lines: take a sample", number)
+        if number > most:
+            raise FileError(f"more than {most:,} lines: take a sample", number)
         if "\0" in line:
             raise FileError("a NUL byte: this is no text", number)
-        if len(line.rstrip("\r\n")) > MAX_LINE:
+        if len(line.rstrip("\r\n")) > longest:
             while line and not line.endswith(("\n", "\r")):
-                line = file.readline(MAX_LINE + 2)
+                line = file.readline(longest + 2)
             yield None
         else:
             yield line

@@ -19,6 +19,7 @@ from evals.task.checks.leaks import LEAST_COSINE, MOST_SHOWN, Text, clusters, le
 from evals.task.checks.matching import matched
 from evals.task.checks.pairs import JACCARD, corpus, distinct, longest_run, near, quoted
 from evals.task.checks.wording import BLOCKED, _changes, alike, fixed, is_fixed, lightly_edited, same_fixed, words
+from evals.task.reading.documents import Document
 
 LONG = (
     "after the storm the harbour master asked every skipper to moor at the inner pier because the outer wall had lost many of its "
@@ -171,10 +172,11 @@ def test_an_instruction_in_every_row_makes_no_two_rows_alike() -> None:
 def test_a_document_that_holds_a_question_is_for_review_and_nothing_is_taken_away() -> None:
     question = "How long does a passenger have to claim a lost suitcase?"
     noise = " ".join(f"word{at} stands here" for at in range(30_000))
-    documents = rows("documents", f"{noise} {question.lower()} {noise}", f"A passenger has 30 days. {LONG}", "a lost suitcase")
-    texts = [*rows("train", question.replace("lost", "late")), *rows("test", question, "Who steers?"), *documents]
+    bodies = (f"{noise} {question.lower()} {noise}", f"A passenger has 30 days. {LONG}", "a lost suitcase")
+    documents = [Document(f"documents{at}", body) for at, body in enumerate(bodies)]
+    texts = [*rows("train", question.replace("lost", "late")), *rows("test", question, "Who steers?")]
     started = time.perf_counter()
-    (one,) = leaks(texts)
+    (one,) = leaks(texts, documents=documents)
     assert time.perf_counter() - started < 5
     assert (one.check, one.level, one.drop, one.value) == ("leak.ngram", "review", False, 9.0)
     assert [place.id for place in one.places] == ["test0", "documents0"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evals.errors import AdvisorError, Problem, ProblemsError
-from evals.task.load import find_task, load_task
+from evals.task.load import Task, find_task, load_task
 from evals.task.spec import read_spec
 
 MakeTask = Callable[..., Path]
@@ -92,6 +92,53 @@ def test_keys_of_the_wrong_engine_and_secrets_are_refused(tmp_path: Path, model:
     assert problem.line == 2
     assert said in problem.message
     assert "hidden" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("rag", "key", "said"),
+    [
+        ("{rerank: x}", "rag.rerank", "did you mean 'reranker'"),
+        ("{reranker: ''}", "rag.reranker", "at least 1 character"),
+        ("{rewrite: 1}", "rag.rewrite", "must be true or false"),
+        ("{qdrant: {collection: c}}", "rag.qdrant.url", "this key is required"),
+        ("{qdrant: {url: 'http://h'}}", "rag.qdrant.collection", "this key is required"),
+        ("{qdrant: {url: 'http://h', collection: c, tmeout: 5}}", "rag.qdrant.tmeout", "did you mean 'timeout'"),
+        ("{qdrant: {url: 'http://h', collection: c, timeout: 0}}", "rag.qdrant.timeout", "greater than or equal to 1"),
+        ("{qdrant: {url: 'http://h', collection: c, timeout: yes}}", "rag.qdrant.timeout", "must be a number"),
+        ("{qdrant: {url: 'http://h', collection: ../c}}", "rag.qdrant.collection", "no name that a collection can have"),
+        ("{qdrant: {url: 'http://h', collection: '..'}}", "rag.qdrant.collection", "no name that a collection can have"),
+        ("{qdrant: {url: h, collection: c}}", "rag.qdrant.url", "url must be an address such as http://localhost:6333"),
+        ("{qdrant: {url: 'ftp://h', collection: c}}", "rag.qdrant.url", "url must be an address such as"),
+        ("{qdrant: {url: 'http://me:hidden@h', collection: c}}", "rag.qdrant.url", "url must not hold a user or password"),
+        ("{qdrant: {url: 'http://h?api-key=hidden', collection: c}}", "rag.qdrant.url", "must not hold a query string"),
+        (
+            "{qdrant: {url: 'http://h', collection: c, api_key_env: hidden}}",
+            "rag.qdrant.api_key_env",
+            "name of an environment variable",
+        ),
+    ],
+)
+def test_what_retrieval_may_not_say(tmp_path: Path, rag: str, key: str, said: str) -> None:
+    (problem,) = spec_problems(tmp_path, f"{LEAST}rag: {rag}\n")
+    assert (problem.line, problem.key) == (3, key)
+    assert said in problem.message
+    assert "hidden" not in str(problem)
+
+
+def test_a_database_needs_no_documents_and_how_it_is_reached_is_no_part_of_the_run(make_task: MakeTask, tmp_path: Path) -> None:
+    plain = load_task(make_task(tmp_path / "plain"))
+    assert (plain.spec.rag.reranker, plain.spec.rag.rewrite, plain.spec.rag.qdrant) == (None, False, None)
+    base = {"url": "http://h:6333/", "collection": "c"}
+
+    def loaded(**more: Any) -> Task:
+        return load_task(make_task(tmp_path / f"t{len(list(tmp_path.iterdir()))}", rag={"qdrant": {**base, **more}}))
+
+    task = loaded()
+    assert task.spec.rag.qdrant is not None
+    assert (task.spec.rag.qdrant.url, task.spec.rag.qdrant.text) == ("http://h:6333", "text")
+    assert loaded(api_key_env="MINE", timeout=5).hash() == task.hash()
+    hashes = [one.hash() for one in (plain, task, loaded(collection="d"), loaded(text="body"), loaded(url="http://i"))]
+    assert len(set(hashes)) == len(hashes)
 
 
 def test_a_served_model_has_no_machine_hours(tmp_path: Path) -> None:

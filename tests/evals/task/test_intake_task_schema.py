@@ -38,6 +38,12 @@ PARTS: list[dict[str, Any]] = [
     {"model": {"model_name_or_path": "m", "engine": "hf", "dtype": "float32", "trust_remote_code": False}},
     {"model": {"model_name_or_path": "m", "engine": "endpoint", "base_url": "http://h/v1", "max_concurrency": 2}},
     {"embeddings": {"model_name_or_path": "e"}, "traffic": {"requests_per_month": 5, "months": 2}},
+    {"rag": {"reranker": "r", "rewrite": True, "qdrant": {"url": "http://h:6333", "collection": "c", "vector": "dense"}}},
+    {
+        "rag": {
+            "qdrant": {"url": "https://h", "collection": "c", "text": "t", "document": "d.e", "api_key_env": "K", "timeout": 5}
+        }
+    },
     {"prices": {"gpu_hour": 1.5, "label": 0}, "gate": {"min_gain": 0.1, "max_forgetting": 0.5, "max_cost_per_1k": 1}},
 ]
 VALUES: list[Any] = [None, True, False, 0, 1, -1, 7, 0.5, 1.5, 1e9, 5.0, "", "x", "5", "1e-6", "inf", "label", "hf", "a b"]
