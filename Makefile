@@ -10,7 +10,7 @@ help:
 	@echo "make demo    install, and run the whole journey on the shipped example"
 	@echo "make test    install what tests need, and pass them"
 	@echo "make check   ruff, mypy, import contracts"
-	@echo "make bench-NAME [FAST=1]   a benchmark: generate, loglikelihood, cache, endpoint, intake, prompts"
+	@echo "make bench-NAME [FAST=1]   a benchmark: generate, loglikelihood, cache, endpoint, intake, prompts, rag"
 	@echo "make fmt     format the code"
 	@echo "make clean   remove the environment and the caches"
 

@@ -46,6 +46,7 @@ def retrieved(task: Task, session: Session, folder: Path, on_event: OnEvent) -> 
     if rag.qdrant:
         every += database(rag.qdrant, session.embedder, reranker, on_event)
     if not every:
+        on_event(Note("the documents hold no text to search: nothing is retrieved", "warning"))
         return Retrieved()
     found = _measured(task, every, folder / "retrieval.json", on_event)
     best = best_ways(list(zip(every, found, strict=True)))

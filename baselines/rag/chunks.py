@@ -227,16 +227,3 @@ def _filled(text: str, start: int, end: int) -> Iterator[Span]:
 def _stripped(text: str, start: int, end: int) -> Span:
     part = text[start:end]
     return (start + len(part) - len(part.lstrip()), end - len(part) + len(part.rstrip())) if part.strip() else (start, start)
-
-
-def covers(chunk: Chunk, gold: str) -> bool:
-    """Whether the chunk covers at least half of a gold passage's characters (longest common run; white space folded)."""
-    from difflib import SequenceMatcher
-
-    passage, text = " ".join(gold.split()), " ".join(chunk.text.split())
-    if not passage:
-        return False
-    if passage in text:
-        return True
-    run = SequenceMatcher(None, text, passage, autojunk=False).find_longest_match().size
-    return 2 * run >= len(passage)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from baselines.rag.index import Index, readable
 from baselines.rag.inverted import Inverted, open_inverted
+from baselines.rag.questions import say_cut
 from baselines.rag.retriever import Found
-from evals.events import Note, OnEvent, ignore
+from evals.events import OnEvent, ignore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ class Dense:
         if not questions or count < 1 or not len(self.index.chunks):
             return [[] for _ in questions]
         questions = [readable(one) for one in questions]
-        self._say_cut(questions)
+        say_cut(questions, self.index.embedder, self.on_event)
         vectors = self.index.embedder.encode(questions, "embedding the questions")
         return [
             self._found(vector, rows, count) for vector, rows in zip(vectors, self._candidates(vectors, count), strict=True)
@@ -68,18 +69,6 @@ class Dense:
         scores = cosines(self.index.vectors, vector, rows)
         best = sorted(range(len(rows)), key=lambda at: (-scores[at], rows[at]))[:count]
         return [Found(self.index.chunks[int(rows[at])], float(scores[at])) for at in best]
-
-    def _say_cut(self, questions: Sequence[str]) -> None:
-        """A question longer than the model's window is searched for by its beginning; that is said, once a call."""
-        embedder = self.index.embedder
-        # A token is a byte at least, so that most questions need not be cut into tokens.
-        long = [one for one in questions if len(one.encode()) > embedder.window // 2]
-        read = embedder.piece_ids(long)
-        cut = sum(len(some) < len(embedder.token_spans(one)) for some, one in zip(read, long, strict=True))
-        if cut:
-            what = "is" if cut == 1 else "are"
-            text = f"{cut} of {len(questions)} questions {what} longer than the {embedder.window} tokens that {embedder.name} reads"
-            self.on_event(Note(f"{text}: passages are searched for by the beginning.", level="warning"))
 
 
 def cosines(vectors: NDArray[np.float32], vector: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:

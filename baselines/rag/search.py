@@ -26,7 +26,7 @@ from evals.records import content_hash
 from evals.task.load import Task
 from evals.task.spec import QdrantSpec
 
-# Tokens of the embedding model: a few sentences, a part under a heading, and windows that take no notice of the text.
+# In tokens of the embedding model: a few sentences, paragraphs of one section, and windows that overlap.
 CHUNKINGS = (Chunking("sentences", 96), Chunking("structure", 192), Chunking("tokens", 192, 32))
 # Passages that a model is shown; more only of the best way, since they cost the most.
 FEW, MANY = (1, 3), (5, 10)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,8 @@ class Embedder:
     def _embed(self, batch: Sequence[str]) -> NDArray[np.float32]:
         import numpy as np
 
-        found = self._model.encode(list(batch), normalize_embeddings=True, show_progress_bar=False)
+        with _one_thread() if len(batch) == 1 else nullcontext():
+            found = self._model.encode(list(batch), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(found, dtype=np.float32)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -146,3 +147,16 @@ class Embedder:
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
         return np.stack([self._known[text] for text in texts])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A short text has nothing to share out: more threads wait for each other, and for those of other libraries that spin."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

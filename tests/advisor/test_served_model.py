@@ -14,6 +14,7 @@ from advisor.flow.intake import read_task
 from advisor.flow.whole import go
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Event, StageFinished
+from tests.conftest import colour_rows
 from tests.serving import Reply, ScriptedServer, completion
 
 Make = Callable[..., Path]
@@ -129,16 +130,7 @@ def test_an_instruction_of_a_stronger_proposer_is_searched_for_and_wins(
     served = {"engine": "endpoint", "base_url": server.base_url}
     folder = make_task(
         tmp_path / "task",
-        rows={
-            "train": [
-                {
-                    "id": f"t{at}",
-                    "input": f"Thing {at} is {'red' if at % 2 else 'blue'}.",
-                    "output": "red" if at % 2 else "blue",
-                }
-                for at in range(60)
-            ]
-        },
+        rows={"train": colour_rows(60, 100)},
         model={"model_name_or_path": "big", **served},
         optimise={"requests": 90, "proposer": {"model_name_or_path": "writer", **served}},
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.rag import chunks as limits
-from baselines.rag.chunks import Chunk, Chunking, around, covers
+from baselines.rag.chunks import Chunk, Chunking, around
 from baselines.rag.outline import headings, sections
 from baselines.rag.token_places import LONGEST_TOKEN, TokenPlaces
 from evals.engines.embed import Embedder
@@ -312,18 +312,3 @@ def test_a_real_tokeniser_counts_the_same(tiny_embeddings: Path) -> None:
         assert len(chunks) > 4
         assert max(len(reader.token_spans(one.text)) for one in chunks) <= chunking.size
         assert max(len(reader.token_spans(one.passage)) for one in chunks) + 2 <= reader.window
-
-
-def test_a_chunk_covers_a_passage_from_half_on() -> None:
-    gold = "abcdefghij" * 4
-
-    def chunk(text: str) -> Chunk:
-        return Chunk("d", "t", 0, 0, len(text), text)
-
-    assert covers(chunk(f"before {gold} after"), gold)
-    assert covers(chunk(f"xx {gold[:20]}"), gold)
-    assert not covers(chunk(f"xx {gold[:19]}"), gold)
-    assert covers(chunk("The   harbour\nopens"), "The harbour  opens")
-    # One run, not crumbs that add up.
-    assert not covers(chunk(" ".join(gold)), gold)
-    assert not covers(chunk("anything"), " ")

@@ -77,7 +77,7 @@ class Arms:
                 escape(name),
                 f"{one[self.task.metric]:.3f}",
                 f"{one['low']:.3f} to {one['high']:.3f}",
-                f"{100 * one['minus_zero_shot']:+.1f}",
+                f"{100 * one[f'minus_{self.reference}']:+.1f}",
                 f"{100 * one['minus_low']:+.1f} to {100 * one['minus_high']:+.1f}",
                 f"{one['tokens_in']:.0f}",
                 f"{one['tokens_out']:.0f}",
