@@ -80,7 +80,7 @@ def judged_answers(task: Task, session: Session, scores: Scores, path: Path, on_
     if options is None or not task.documents:
         return None
     engine = session.engine_of(options.model)
-    key = content_hash([task.hash(), options, engine.fingerprint, scores])
+    key = content_hash([task.hash(), options.model_dump(mode="json"), engine.fingerprint, scores])
     kept = reuse(path, key)
     if kept:
         return Judged(**kept["judged"])

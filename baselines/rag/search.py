@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,10 @@ def ways(task: Task, embedder: Embedder, reranker: Reranker | None, home: Path, 
         seen.add(cut)
         words, meaning = Keywords(index, on_event), Dense(index, on_event)
         hybrid = weighed([words, meaning], Truth(task.train[:WEIGHED_ON], output_type=task.output_type))
-        found: list[Retriever] = [words, meaning, hybrid]
+        found: list[Retriever] = [words, meaning]
+        # All the weight on one part is that part once more.
+        if sum(weight > 0 for weight in hybrid.weights) > 1:
+            found.append(hybrid)
         if reranker is not None:
             found.append(Reranked(hybrid, reranker))
         yield from (Way(one, chunking.name, index) for one in found)
@@ -84,7 +88,9 @@ def database(spec: QdrantSpec, embedder: Embedder, reranker: Reranker | None, on
     """The same of a vector database that is there already, with its own chunks."""
     found = open_qdrant(spec, embedder, on_event)
     some: list[Retriever] = [found, *([Reranked(found, reranker)] if reranker else [])]
-    return [Way(one, spec.collection) for one in some]
+    # It becomes part of names of files.
+    collection = re.sub(r"[^A-Za-z0-9_.-]+", "-", spec.collection)[:40]
+    return [Way(one, collection) for one in some]
 
 
 def weighed(parts: Sequence[Retriever], truth: Truth) -> Hybrid:
