@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 from advisor.decision.compare import compare
 from advisor.decision.cost import break_even_requests, cheapness, cost_per_1k
 from advisor.decision.recommend import Evidence, Recommendation, recommend
+from advisor.flow.reevaluation import _compared
 from evals.errors import AdvisorError
 from evals.scores import Score, Scores
+from evals.task.load import load_task
 from evals.task.spec import PricesSpec
 
 
@@ -41,6 +45,32 @@ def test_training_is_recommended_when_the_probe_wins() -> None:
     claim = found.comparisons[found.reasons[0].comparison or 0]
     assert claim.difference == pytest.approx(0.4)
     assert claim.low > 0
+
+
+def test_trained_weights_that_answer_best_with_passages_are_recommended_so() -> None:
+    arms = (TRIVIAL, arm("r", "rag", 0.4))
+    given = evidence(*arms, probe=arm("probe_with_retrieval", "tuned", 0.8))
+    found = recommend(replace(given, probe_retrieves=True, retrieval=("Recall is high.",)))
+    assert (found.action, found.candidate, found.trains) == ("rag_on_tuned", "rag_on_tuned", True)
+    assert "and asked with retrieved passages beats" in found.reasons[0].sentence
+    assert ("retrieval", "Recall is high.") in [(one.rule, one.sentence) for one in found.reasons]
+    beaten = recommend(replace(evidence(TRIVIAL, arm("r", "rag", 0.8), probe=arm("p", "tuned", 0.4)), probe_retrieves=True))
+    assert beaten.action == "rag"
+
+
+def test_after_training_the_claim_is_of_what_was_advised_against_unchanged_weights(
+    make_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    task = load_task(make_task(tmp_path / "task"))
+    arms = (TRIVIAL, arm("zero_shot", "prompt", 0.2), arm("rag_3", "rag", 0.6))
+    given = evidence(*arms, probe=arm("probe", "tuned", 0.9))
+    for retrieves, first in ((True, "rag_on_tuned"), (False, "tuned")):
+        names = _compared(arms, recommend(replace(given, probe_retrieves=retrieves)), True, task)
+        assert names[:2] == [first, "rag_3"]
+        assert set(names) == {first, "rag_3", "zero_shot", "tuned"}
+    # Trained although the advice was another.
+    against = recommend(evidence(TRIVIAL, arm("rag_3", "rag", 0.9), probe=arm("probe", "tuned", 0.1)))
+    assert _compared(arms, against, True, task)[:2] == ["tuned", "rag_3"]
 
 
 def test_prompting_is_recommended_when_training_brings_nothing() -> None:

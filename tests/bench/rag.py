@@ -58,8 +58,12 @@ EMBEDDINGS = "all-MiniLM-L6-v2"
 DEPTH, HARD = 20, 30
 # Questions on covidqa that the model is asked.
 ANSWERED = 100
-# Of the pipelines of one way to search, those that are asked about the test items.
-ASKED_SO = ("plain_1", "plain_3", "plain_5", "grounded_3", "shots_1", "shots_3", "cited_3")
+# Of the pipelines of one way to search, those that are asked about the test items; about articles, whose answers and
+# passages are long, fewer.
+ASKED_SO = {
+    "handbook": ("plain_1", "plain_3", "plain_5", "grounded_3", "shots_1", "shots_3", "cited_3"),
+    "covidqa": ("plain_1", "plain_3", "grounded_3", "shots_1"),
+}
 WITHOUT_CONTEXT = {"zero_shot", "zero_shot_inline", "few_shot_nearest_8"}
 
 
@@ -278,7 +282,7 @@ def pipelines(arms: Arms, home: Path) -> list[Rag]:
     some = list(ways(task, embedder, None, home, arms.told))
     best = best_ways(list(zip(some, measured_ways(some, task, arms.told), strict=True)))
     every = rag_arms(task, arms.engine, embedder, best[:1], arms.told)
-    return [one for one in every if one.name.endswith(ASKED_SO)]
+    return [one for one in every if one.name.endswith(ASKED_SO[arms.name])]
 
 
 def contexts(arms: Arms, home: Path) -> None:
