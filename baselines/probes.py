@@ -9,7 +9,11 @@ from typing import Any
 
 from baselines.prompts.prompt import Prompt, answer_format
 from baselines.prompts.shots import pool_of, random_shots
+from baselines.rag.candidate import Rag
+from baselines.rag.chunks import Chunk
+from baselines.rag.overlap import covers_half, folded
 from baselines.rag.prompts import RagPrompt
+from baselines.rag.retriever import Found, Retriever
 from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat
 from evals.engines.engine import Engine, Request
 from evals.errors import AdvisorError
@@ -198,6 +202,48 @@ def _planted(passage: str, order: str) -> str:
         return f"{passage} {order}".strip()
     start, end = min(ends, key=lambda span: abs(span[0] - len(passage) / 2))
     return f"{passage[:start]} {order} {passage[end:]}"
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A retriever whose misses are mended: where nothing that it finds covers half of a gold passage, that stands first.
+
+    `gold` names the passages by question; questions that it does not name are searched for as ever.
+    """
+
+    base: Retriever
+    gold: Mapping[str, Sequence[str]]
+    name: str = "mended"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"base": dict(self.base.settings), "gold": content_hash(self.gold)}
+
+    def search(self, questions: Sequence[str], count: int) -> list[list[Found]]:
+        found = self.base.search(questions, count)
+        return [self._mended(some, self.gold.get(one, ()), count) for one, some in zip(questions, found, strict=True)]
+
+    def _mended(self, found: list[Found], gold: Sequence[str], count: int) -> list[Found]:
+        texts = [folded(one.chunk.text) for one in found]
+        if not gold or any(covers_half(text, folded(passage)) for text in texts for passage in gold):
+            return found
+        best = max((one.score for one in found), default=0.0)
+        put = [Found(Chunk("gold", "Passage", at, 0, 0, passage), best + 1) for at, passage in enumerate(gold)]
+        return [*put, *found][:count]
+
+
+def perfect_search(pipeline: Rag, examples: Sequence[Example]) -> Rag | None:
+    """`perfect_search`: the same pipeline over a search that never misses, so that what it gains is what search loses.
+
+    Where search did not miss, nothing is asked anew. The gold passage asked plainly would differ in its prompt as well.
+    None where a question has no gold passage, and for pipelines that widen passages or rewrite questions, which would have
+    to be mended in another place.
+    """
+    if pipeline.reach or pipeline.rewrite or not all(one.gold_passages for one in examples):
+        return None
+    gold = {one.text: one.gold_passages for one in examples}
+    mended = Mended(pipeline.retriever, gold)
+    return replace(pipeline, name="perfect_search", kind="probe", retriever=mended)
 
 
 def shot_probes(task: Task, engine: Engine, on_event: OnEvent = ignore) -> list[Prompt]:

@@ -109,7 +109,8 @@ def print_journey(journey: Journey) -> None:
     if scores:
         table = Table(title=f"{journey.task.name}: {metric} on the {split}", title_justify="left")
         for name in ("candidate", "kind", metric, "tokens in", "tokens out", "ms"):
-            table.add_column(name, justify="left" if name in {"candidate", "kind"} else "right")
+            # A name that is cut short is no name: the rest goes on the next line.
+            table.add_column(name, justify="left" if name in {"candidate", "kind"} else "right", overflow="fold")
         for one in sorted(scores, key=lambda row: -row.mean):
             table.add_row(
                 escape(one.candidate),

@@ -69,6 +69,10 @@ def _knowledge(probes: Mapping[str, Scores], groups: Sequence[str] | None) -> Ef
 
 
 def _retrieval(probes: Mapping[str, Scores], retrieved: Scores, groups: Sequence[str] | None) -> Effect | None:
+    perfect = probes.get("perfect_search")
+    if perfect is not None:
+        sentence = f"Retrieval loss: {retrieved.candidate} with the misses of its search mended, minus as it is: {{}}."
+        return _effect("retrieval_loss", perfect.values(), retrieved.values(), groups, sentence)
     gold = probes.get("gold_passage")
     if gold is None:
         return None

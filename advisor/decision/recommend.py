@@ -9,7 +9,7 @@ from typing import Literal
 
 from advisor.decision.compare import Comparison, adjusted, compare, signed, span_of
 from advisor.decision.cost import cheapness
-from advisor.decision.diagnosis import diagnose
+from advisor.decision.diagnosis import Effect, diagnose
 from evals.scores import Scores
 from evals.statistics.paired import mean_interval
 from evals.statistics.power import minimum_detectable_effect, required_n
@@ -127,7 +127,7 @@ def recommend(evidence: Evidence) -> Recommendation:
         candidate,
         (
             *reasons,
-            *(Reason("diagnosis", one.sentence) for one in diagnose(evidence.probes, evidence.arms, evidence.groups)),
+            *(Reason("diagnosis", one.sentence) for one in _diagnosed(evidence)),
             *(Reason("retrieval", one) for one in evidence.retrieval),
         ),
         tuple(comparisons),
@@ -135,6 +135,12 @@ def recommend(evidence: Evidence) -> Recommendation:
         tuple(_would_change(evidence, action, best, named)),
         tuple(_cannot_tell(evidence, best, best_trivial)),
     )
+
+
+def _diagnosed(evidence: Evidence) -> list[Effect]:
+    """The effects, but for those that the sentences on retrieval tell."""
+    effects = diagnose(evidence.probes, evidence.arms, evidence.groups)
+    return [one for one in effects if not (evidence.retrieval and one.name in {"knowledge", "retrieval_loss"})]
 
 
 def _best(arms: Sequence[Scores], evidence: Evidence) -> Scores:

@@ -33,10 +33,14 @@ def told(
     rag = max((one for one in arms if one.kind == "rag"), key=lambda one: one.mean, default=None)
     if gold and irrelevant:
         found.append(_used(gold, irrelevant, groups))
-    if gold and rag:
+    perfect = named.get("perfect_search")
+    if perfect and rag:
+        found.append(_missed(perfect, rag, groups))
+    elif gold and rag:
         found.append(_lost(gold, rag, groups))
     if rag:
-        found += _where_it_hit(retrievals, rag, gold, groups)
+        # What better search could bring stands in the sentence before, where it was measured in the same prompt.
+        found += _where_it_hit(retrievals, rag, None if perfect else gold, groups)
     return tuple(found)
 
 
@@ -71,6 +75,17 @@ def _used(gold: Scores, irrelevant: Scores, groups: Sequence[str] | None) -> str
             "Better retrieval cannot help before that is mended."
         )
     return f"Whether the model uses the passage cannot be told: it scores {scores}, {_span(effect)}{_more(effect)}."
+
+
+def _missed(perfect: Scores, rag: Scores, groups: Sequence[str] | None) -> str:
+    """What the misses of search cost, in the same prompt."""
+    effect = _paired(perfect, rag, groups)
+    scores = f"{perfect.mean:.3f} where the gold passage mends every miss of its search, {rag.mean:.3f} as it is"
+    if effect.low > 0:
+        return f"Search loses {100 * effect.estimate:.1f} points: {rag.candidate} scores {scores}, {_span(effect)}."
+    if effect.high < NEXT_TO_NOTHING:
+        return f"Search loses next to nothing: {rag.candidate} scores {scores}, {_span(effect)}."
+    return f"Whether search loses anything cannot be told: {rag.candidate} scores {scores}, {_span(effect)}{_more(effect)}."
 
 
 def _lost(gold: Scores, rag: Scores, groups: Sequence[str] | None) -> str:

@@ -17,7 +17,7 @@ from advisor.flow.retrieval import cited, judged_answers
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
 from advisor.flow.tuned import expected, in_words, job_for, probe_recipe, prompt_format, recipe_for, tuned_candidate
-from baselines.probes import knowledge_probes, obedience_probe, obeyed, sample_probes, shot_probes
+from baselines.probes import knowledge_probes, obedience_probe, obeyed, perfect_search, sample_probes, shot_probes
 from baselines.rag.candidate import Rag, under
 from evals.candidate import Candidate
 from evals.evaluate import evaluate
@@ -94,6 +94,9 @@ def _gather(
     started = time.monotonic()
     context = _probes(task, run, session)
     pipeline = found.pipeline(arms)
+    perfect = perfect_search(pipeline, task.dev) if pipeline is not None else None
+    if perfect is not None:
+        context = (*context, evaluate(task, perfect, "dev", run.path("probes"), run.on_event, session.metrics))
     obedience = _obedience(task, run, session, pipeline)
     groups = groups_of(task, "dev")
     probe: Scores | None = None

@@ -58,6 +58,16 @@ def test_trained_weights_that_answer_best_with_passages_are_recommended_so() -> 
     assert beaten.action == "rag"
 
 
+def test_what_the_sentences_on_retrieval_tell_is_not_told_twice() -> None:
+    probes = (arm("gold_passage", "probe", 0.9), arm("irrelevant_passage", "probe", 0.1), arm("shots_0", "probe", 0.3))
+    given = evidence(TRIVIAL, arm("r", "rag", 0.4), probe=None, probes=probes)
+    for retrieval, told in (((), True), (("The model uses the passage.",), False)):
+        sentences = [one.sentence for one in recommend(replace(given, retrieval=retrieval)).reasons]
+        assert any(one.startswith("Knowledge:") for one in sentences) is told
+        assert any(one.startswith("Retrieval loss:") for one in sentences) is told
+        assert any(one.startswith("Format:") for one in sentences)
+
+
 def test_after_training_the_claim_is_of_what_was_advised_against_unchanged_weights(
     make_task: Callable[..., Path], tmp_path: Path
 ) -> None:

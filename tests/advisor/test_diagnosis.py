@@ -45,6 +45,13 @@ def test_each_effect_has_the_size_that_was_planted() -> None:
     assert all(one.low <= one.difference <= one.high for one in effects.values())
 
 
+def test_retrieval_loss_is_told_in_the_pipeline_s_own_prompt_where_that_was_asked() -> None:
+    probes = [scores("gold_passage", right(80)), scores("irrelevant_passage", right(10)), scores("perfect_search", right(75))]
+    effect = found(probes, (scores("rag_3", right(60), kind="rag"),))["retrieval_loss"]
+    assert effect.difference == pytest.approx(0.15)
+    assert "misses of its search mended" in effect.sentence
+
+
 def test_behaviour_is_the_least_squares_slope_over_doublings() -> None:
     counts, means = [0, 2, 8, 32], [10, 30, 20, 70]
     effect = found([scores(f"shots_{count}", right(mean)) for count, mean in zip(counts, means, strict=True)])["behaviour"]

@@ -100,6 +100,7 @@ def test_documents_that_hold_the_answers_are_found_and_make_the_advice(task_fold
     assert (done.folder / "race_rag.json").is_file()
     probes = json.loads((done.folder / "probes.json").read_text())
     assert probes["obedience"] == {"obeyed": 0, "n": 24}
+    assert probes["scores"]["perfect_search"] >= max(arm.mean for arm in pipelines)
     report = (done.folder / "report.md").read_text()
     assert "## Retrieval, apart from answering" in report
     assert "24 dev questions, judged by the gold passage" in report

@@ -184,3 +184,18 @@ def test_how_often_the_model_obeyed() -> None:
     assert obedience_told(0, 40) == (
         "Obedience: told by a passage what to say, the model did so in none of 40 answers (95% interval up to 8.8%)."
     )
+
+
+def test_a_search_that_is_mended_tells_what_its_misses_cost() -> None:
+    misses = [at for at in range(N) if at % 4 == 0]
+    as_it_is = [0.0 if at in misses else 1.0 for at in range(N)]
+    ranks = [0 if at in misses else 1 for at in range(N)]
+    rag = scores(RAG, as_it_is, "rag")
+    for mended, begin in (([1.0] * N, "Search loses 25.0 points: "), (as_it_is, "Search loses next to nothing: ")):
+        said = told([retrieval(ranks=ranks)], [rag], [scores("gold_passage", [0.2] * N), scores("perfect_search", mended)])
+        assert starts(said, begin)
+        # The gold passage asked in another prompt tells nothing of the search.
+        assert not [one for one in said if one.startswith(("Retrieval loses", "Retrieval is not", "On the same questions"))]
+        assert starts(said, "Where the first 3 passages")
+    few = [scores(RAG, as_it_is[:20], "rag")], [scores("perfect_search", [1.0] * 2 + as_it_is[2:20])]
+    assert starts(told([retrieval(ranks=ranks[:20])], *few), "Whether search loses anything cannot be told")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baselines.probes import perfect_search
 from baselines.rag.candidate import Rag, under
 from baselines.rag.chunks import Chunk
 from baselines.rag.fusion import CONSTANT
@@ -24,6 +26,7 @@ from evals.engines.engine import Message, Request, Response
 from evals.events import Note
 from evals.exchange import Answered, exchanged
 from evals.metrics.quoting import CONTROL
+from evals.records import content_hash
 from evals.task.example import Example
 
 TEXT = "Lunch costs 47 crowns. It opens at 06:40. Ask Osvald first. Soup is free. Bring a card."
@@ -482,3 +485,29 @@ def test_settings_tell_apart_what_answers_apart() -> None:
     assert len({str(one.settings) for one in different}) == len(different)
     # Without neighbours to reach for, reach changes nothing.
     assert replace(arm, reach=1).settings == arm.settings
+
+
+def test_a_perfect_search_is_the_pipeline_with_its_misses_mended() -> None:
+    found = {"hit": [LUNCH, OPENS], "miss": [OPENS, ASK], "nothing": []}
+    examples = [replace(question(name, name), gold_passages=(LUNCH.text,)) for name in found]
+    engine = Scripted()
+    arm = rag(found, engine, count=2)
+    perfect = perfect_search(arm, examples)
+    assert perfect is not None
+    assert (perfect.name, perfect.kind, perfect.prompt) == ("perfect_search", "probe", arm.prompt)
+    assert content_hash(perfect.settings) != content_hash(arm.settings)
+    search = perfect.retriever.search(list(found), 2)
+    assert [[one.chunk.text for one in some] for some in search] == [
+        [LUNCH.text, OPENS.text],
+        [LUNCH.text, OPENS.text],
+        [LUNCH.text],
+    ]
+    assert all(left.score > right.score for left, right in pairwise(search[1]))
+    asked(arm, examples[0])
+    asked(perfect, examples[0])
+    # Where nothing was missed nothing new is asked.
+    assert engine.asked[0].messages == engine.asked[1].messages
+    assert perfect.retriever.search(["hit"], 1)[0][0].chunk == LUNCH
+    assert perfect_search(replace(arm, rewrite=True), examples) is None
+    assert perfect_search(replace(arm, reach=1), examples) is None
+    assert perfect_search(arm, [*examples, question()]) is None
