@@ -10,7 +10,8 @@ help:
 	@echo "make demo    install, and run the whole journey on the shipped example"
 	@echo "make test    install what tests need, and pass them"
 	@echo "make check   ruff, mypy, import contracts"
-	@echo "make bench-NAME [FAST=1]   a benchmark: generate, loglikelihood, cache, endpoint, intake, prompts, rag"
+	@echo "make bench-NAME [FAST=1]   a benchmark: generate, loglikelihood, cache, endpoint, intake, prompts, rag,"
+	@echo "                         statistics, advisor, training, estimates"
 	@echo "make fmt     format the code"
 	@echo "make clean   remove the environment and the caches"
 
@@ -26,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/advisor demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -34,8 +35,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A script named like a module that it imports would be imported in its place.
+bench-statistics bench-advisor: SCRIPT = $(patsubst bench-%,%_bench,$@)
+
+bench-%: SCRIPT = $*
 bench-%: $(VENV)/.installed-dev
-	$(BIN)/python tests/bench/$*.py $(if $(FAST),--fast)
+	$(BIN)/python tests/bench/$(SCRIPT).py $(if $(FAST),--fast)
 
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -14,11 +14,12 @@ from baselines.rag.chunks import Chunk
 from baselines.rag.overlap import covers_half, folded
 from baselines.rag.prompts import RagPrompt
 from baselines.rag.retriever import Found, Retriever
-from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat
+from evals.candidate import Answer, AnswerFormat, Exchange, Kind, PromptFormat, Step
 from evals.engines.engine import Engine, Request
 from evals.errors import AdvisorError
 from evals.events import OnEvent, ignore
-from evals.metrics.text import containment, fold
+from evals.exchange import once
+from evals.metrics.text import containment, fold, tokens
 from evals.records import content_hash
 from evals.scores import Score, Scores
 from evals.task.example import Example
@@ -37,17 +38,27 @@ WORD = re.compile(r"\w+")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 SAMPLES = 5
 TEMPERATURE = 0.7
+# What an answer's trace says where its passage holds the target.
+HOLDS_ANSWER = "holds_answer"
+# A target in more than this share of so many other rows' passages is a common word.
+COMMON = 0.2
+OTHERS = 20
 
 
 @dataclass(frozen=True)
 class GivenPassage:
-    """Each question with a passage chosen beforehand, quoted as retrieved ones are."""
+    """Each question with a passage chosen beforehand, quoted as retrieved ones are.
+
+    `holding` are the examples whose passage holds the answer word for word; their answers' traces say so, since only there
+    does a wrong answer show that the passage was not made use of.
+    """
 
     name: str
     engine: Engine
     passages: Mapping[str, str]
     prompt: RagPrompt
     answer_format: AnswerFormat
+    holding: frozenset[str] = frozenset()
     kind: Kind = "probe"
 
     @property
@@ -56,20 +67,39 @@ class GivenPassage:
             "prompt": self.prompt.settings,
             "answer": asdict(self.answer_format),
             "passages": content_hash(self.passages),
+            "holding": content_hash(sorted(self.holding)),
         }
 
-    def requests(self, examples: Sequence[Example]) -> list[Request]:
-        return [
-            Request(
-                example.id,
-                self.prompt.messages(example, [self.passages[example.id]]),
-                self.answer_format.max_new_tokens,
-            )
-            for example in examples
-        ]
+    def requests(self, examples: Sequence[Example]) -> list[Step]:
+        return [self._holding(one) if one.id in self.holding else self._request(one) for one in examples]
 
     def parse(self, text: str) -> str:
         return self.answer_format.parse(text)
+
+    def _request(self, example: Example) -> Request:
+        messages = self.prompt.messages(example, [self.passages[example.id]])
+        return Request(example.id, messages, self.answer_format.max_new_tokens)
+
+    def _holding(self, example: Example) -> Exchange:
+        answer = yield from once(self._request(example), self.parse)
+        return replace(answer, trace=[{HOLDS_ANSWER: True}])
+
+
+def holding_answers(examples: Sequence[Example]) -> frozenset[str]:
+    """The examples whose gold passages hold the target word for word, where that is no accident: a target that stands in many
+    passages of other rows as well ("yes", "1", a label that every document names) is not what its own passage answers with."""
+    texts = {one.id: f" {' '.join(tokens(' '.join(one.gold_passages)))} " for one in examples}
+    found = set()
+    for at, example in enumerate(examples):
+        wanted = f" {' '.join(tokens(example.target))} "
+        if not wanted.strip() or wanted not in texts[example.id]:
+            continue
+        # Neighbours in the split's order, of other passages than its own: enough to see a common word.
+        turned = [*examples[at + 1 :], *examples[:at]]
+        others = [texts[one.id] for one in turned if texts[one.id] != texts[example.id]][:OTHERS]
+        if sum(wanted in one for one in others) <= COMMON * len(others):
+            found.add(example.id)
+    return frozenset(found)
 
 
 def irrelevant_passages(examples: Sequence[Example]) -> dict[str, str]:
@@ -107,7 +137,7 @@ def knowledge_probes(task: Task, engine: Engine, split: str = "dev") -> list[Giv
     plain = RagPrompt("plain", task.instruction)
     gold = {example.id: "\n\n".join(example.gold_passages) for example in examples}
     return [
-        GivenPassage("gold_passage", engine, gold, plain, answers),
+        GivenPassage("gold_passage", engine, gold, plain, answers, holding_answers(examples)),
         GivenPassage("irrelevant_passage", engine, irrelevant_passages(examples), plain, answers),
     ]
 
@@ -270,7 +300,9 @@ def shot_probes(task: Task, engine: Engine, on_event: OnEvent = ignore) -> list[
 
 
 def sample_probes(prompt: Prompt, seed: int) -> list[Prompt]:
-    """`sample_1` to `sample_5`: the same prompt drawn again and again, for pass@k."""
+    """`sample_1` to `sample_5`: the same prompt, demonstrations and all, drawn again and again.
+
+    Of the prompt that scores best: what draws of a worse one find, the better may find at once."""
     return [
         replace(prompt, name=f"sample_{number + 1}", kind="probe", temperature=TEMPERATURE, seed=seed * SAMPLES + number)
         for number in range(SAMPLES)

@@ -68,7 +68,10 @@ class CandidateScored(Event):
 
 @dataclass(frozen=True)
 class TrainingStep(Event):
-    """One optimiser step. `loss` is the training loss, `dev_loss` is None but after an evaluation; memory in MiB (peak)."""
+    """One optimiser step. `loss` is the training loss; memory in MiB (peak). None but where they were measured at this step: `dev_loss`,
+    `dev_score` (the task's own metric, of answers that the model wrote to a sample of dev), and `kl`, how far the answers to general
+    questions have moved from those before training (nats a token).
+    """
 
     purpose: str
     step: int
@@ -79,6 +82,8 @@ class TrainingStep(Event):
     tokens_per_second: float
     eta: float
     memory_mib: float
+    dev_score: float | None = None
+    kl: float | None = None
 
 
 OnEvent = Callable[[Event], None]

@@ -12,13 +12,15 @@ from evals.errors import AdvisorError
 
 @dataclass(frozen=True)
 class Answered:
-    """An example's answer with what it took: tokens in and out, and seconds (the model's and the candidate's), of all rounds."""
+    """An example's answer with what it took: tokens in (of them cached) and out, and seconds (the model's and the candidate's),
+    of all rounds."""
 
     id: str
     answer: Answer
     prompt_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -32,6 +34,7 @@ class _Open:
     prompt_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
+    cached_tokens: int = 0
 
     def go_on(self, responses: Sequence[Response] | None) -> Answered | None:
         """Send the responses (None: begin); the answer where the exchange ends with them."""
@@ -39,12 +42,13 @@ class _Open:
             self.prompt_tokens += one.prompt_tokens
             self.output_tokens += one.output_tokens
             self.seconds += one.seconds
+            self.cached_tokens += one.cached_tokens
         try:
             self.asked = next(self.exchange) if responses is None else self.exchange.send(responses)
         except StopIteration as end:
             answer: Answer = end.value
             seconds = self.seconds + answer.seconds
-            return Answered(self.id, answer, self.prompt_tokens, self.output_tokens, seconds)
+            return Answered(self.id, answer, self.prompt_tokens, self.output_tokens, seconds, self.cached_tokens)
         if not self.asked:
             raise AdvisorError("an exchange with a model asks nothing and does not end", where=self.id)
         self.found = {}

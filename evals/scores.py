@@ -29,7 +29,8 @@ class Score:
 
     `skipped` is a reason where there is no answer; such an item scores 0 and is counted apart. A metric that an item was
     not measured by is not among its `metrics`. `said` is what the model wrote, where that is more than the `output` that was
-    read from it; `trace` tells how the answer came about, where it took more than one request.
+    read from it; `trace` tells how the answer came about, where it took more than one request. `cached_tokens` are those of
+    the prompt tokens that were read once for several requests (`Response`); records from before it was measured have 0.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Score:
     metrics: dict[str, float] = field(default_factory=dict)
     said: str = ""
     trace: list[dict[str, Any]] = field(default_factory=list)
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Scores:
         return [item.score for item in self.items]
 
     def average(self, name: str) -> float:
-        """Mean of a secondary metric over the items that it measured (NaN: none), or of `prompt_tokens`, `output_tokens`, `seconds`."""
-        if name in {"prompt_tokens", "output_tokens", "seconds", "score"}:
+        """Mean of a secondary metric over the items that it measured (NaN: none), or of a figure that every item has."""
+        if name in {"prompt_tokens", "cached_tokens", "output_tokens", "seconds", "score"}:
             return sum(float(getattr(item, name)) for item in self.items) / len(self.items)
         measured = [item.metrics[name] for item in self.items if name in item.metrics]
         return sum(measured) / len(measured) if measured else math.nan
@@ -109,6 +111,7 @@ def unscored(found: Answered) -> Score:
         answer.skipped,
         said=answer.said,
         trace=[dict(one) for one in answer.trace],
+        cached_tokens=found.cached_tokens,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,8 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from evals.engines.machine import cache_folder
+
+# The same examples each time, so that a change is judged by what it changed; `--hypothesis-profile default` goes looking for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -22,6 +28,15 @@ VOCABULARY = {token: number for number, token in enumerate([*MARKS, *string.prin
 COLOURS = ["red", "blue", "green", "pink"]
 # Before `own_cache` patches it.
 USERS_CACHE = cache_folder()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that run beside each other have a core each, and so have the processes that they start: threads of two models that share
+    two cores wait for each other most of the time."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -124,6 +124,15 @@ class ScriptedServer:
             server.server_close()
             thread.join()
 
+    def settled(self, quiet: float = 0.5) -> int:
+        """How many bodies were asked for, once no more have come for so many seconds: what an asker sent before it gave up may
+        still be on its way."""
+        count = -1
+        while count != len(self.bodies) or self.now:
+            count = len(self.bodies)
+            time.sleep(quiet)
+        return count
+
     def _send(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         handler.send_response(reply.status)

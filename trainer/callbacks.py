@@ -1,4 +1,4 @@
-"""What the trainer tells while it runs: one event a step, a mark on every whole checkpoint, and an ear for 'stop'."""
+"""What the trainer tells while it runs: one event a step, a mark on every whole checkpoint, an ear for 'stop', measurements on the way."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evals.events import OnEvent, TrainingStep
-from trainer.checkpoints import Spent, mark_complete
+from evals.records import read_json, write_json
+from trainer.checkpoints import Spent
+from trainer.recipe import Best
 
 
 @dataclass
@@ -45,11 +49,121 @@ def peak_memory_mib() -> float:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / 2**20
+    with suppress(OSError, ValueError, StopIteration):
+        # Linux carries `ru_maxrss` through exec: a training would begin with the peak of the process that started it.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def event_stream(emit: OnEvent, meter: Meter, stop: Stop, purpose: str) -> Any:
+@dataclass
+class Watch:
+    """What was measured on the way, step -> value, and what follows: which weights to keep, and when to stop.
+
+    `losses` and `scores` are of dev, `divergences` the KL to the model before training. With a `patience` above 0 the best weights are
+    kept: of the lowest loss, or `by` score of the highest, of equals the one with the lower loss, then the earlier.
+
+    Kept in `path` after each measurement, so that a training which goes on from a checkpoint knows those up to its step, and comes
+    to the same end. Measurements behind that step are forgotten: they will be made again, and give the same.
+    """
+
+    path: Path
+    patience: int = 0
+    by: Best = "loss"
+    losses: dict[int, float] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+    divergences: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> dict[str, dict[int, float]]:
+        return {"losses": self.losses, "scores": self.scores, "divergences": self.divergences}
+
+    def go_on_from(self, step: int) -> None:
+        kept = read_json(self.path) if step and self.path.is_file() else {}
+        for name, known in self.kinds.items():
+            known.clear()
+            known |= {int(at): float(value) for at, value in kept.get(name, {}).items() if int(at) <= step}
+
+    def add(self, step: int, found: Mapping[str, float]) -> None:
+        """Write down what was measured at a step, by the names of `kinds`."""
+        for name, value in found.items():
+            self.kinds[name][step] = value
+        write_json(self.path, self.kinds)
+
+    @property
+    def decisive(self) -> dict[int, float]:
+        """What the best is chosen by."""
+        return self.scores if self.by == "score" else self.losses
+
+    def better(self, found: Mapping[str, float]) -> bool:
+        """Whether weights of which this was measured are better than all before them."""
+        decides = "scores" if self.by == "score" else "losses"
+        if not self.patience or decides not in found:
+            return False
+        return not self.decisive or self._rank(found) < min(map(self._known, self.decisive))
+
+    @property
+    def best(self) -> int:
+        """The step of the best, the first of equals."""
+        return min(self.decisive, key=lambda step: (self._known(step), step))
+
+    @property
+    def over(self) -> bool:
+        """Whether the last `patience` measurements brought nothing better."""
+        if not self.patience or not self.decisive:
+            return False
+        return len([step for step in self.decisive if step > self.best]) >= self.patience
+
+    def _known(self, step: int) -> tuple[float, float]:
+        return self._rank({name: values[step] for name, values in self.kinds.items() if step in values})
+
+    def _rank(self, found: Mapping[str, float]) -> tuple[float, float]:
+        """The lower, the better."""
+        return (-found["scores"] if self.by == "score" else 0.0), found.get("losses", 0.0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measurement of the model in training, every so many steps, and `at_last` after the last one too. `kind` is one of `Watch.kinds`."""
+
+    kind: str
+    every: int
+    measure: Callable[[], float]
+    at_last: bool = True
+
+    def due(self, step: int, last: int) -> bool:
+        return step % self.every == 0 if step < last else self.at_last
+
+
+def watching(watch: Watch, probes: Sequence[Probe], keep: Callable[[int], None], heard: Callable[[int, float], None]) -> Any:
+    """The callback that measures, has the best weights kept, and stops the training. `heard` is told of each KL before it is written.
+
+    Not transformers' own: that needs its evaluation loop, saves a checkpoint with every measurement, and is not whole after a kill.
+    """
+    from transformers import TrainerCallback
+
+    class Watching(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            step = state.global_step
+            found = {probe.kind: probe.measure() for probe in probes if probe.due(step, state.max_steps)}
+            if not found:
+                return
+            if "divergences" in found:
+                heard(step, found["divergences"])
+            # The weights first: a measurement that is written down has its weights on the disk.
+            if watch.better(found):
+                keep(step)
+            watch.add(step, found)
+            if watch.over:
+                # Without a checkpoint of this step: going on from one would train past the end.
+                control.should_save = False
+                control.should_training_stop = True
+
+    return Watching()
+
+
+def event_stream(emit: OnEvent, meter: Meter, stop: Stop, purpose: str, watch: Watch | None = None) -> Any:
     """The callback for transformers' Trainer. Rates are means over the last 20 steps."""
     from transformers import TrainerCallback
 
@@ -79,15 +193,14 @@ def event_stream(emit: OnEvent, meter: Meter, stop: Stop, purpose: str) -> Any:
                     step=state.global_step,
                     total_steps=state.max_steps,
                     loss=logs["loss"],
-                    dev_loss=None,
+                    dev_loss=watch.losses.get(state.global_step) if watch else None,
+                    dev_score=watch.scores.get(state.global_step) if watch else None,
+                    kl=watch.divergences.get(state.global_step) if watch else None,
                     learning_rate=logs.get("learning_rate", 0.0),
                     tokens_per_second=(tokens_now - tokens_then) / seconds,
                     eta=(state.max_steps - state.global_step) * seconds / (len(self.recent) - 1),
                     memory_mib=peak_memory_mib(),
                 )
             )
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", meter.spent)
 
     return EventStream()

@@ -10,6 +10,9 @@ import types
 from functools import cache
 from typing import Any
 
+# So much memory the logits of one product take at most, in fp32: about 340 answer tokens of a vocabulary of 49,152.
+HEAD_BYTES = 64 * 2**20
+
 
 @cache
 def frozen_linear_with_lora() -> Any:
@@ -51,60 +54,78 @@ def frozen_linear_with_lora() -> Any:
 
 
 @cache
-def frozen_head_loss() -> Any:
-    """The autograd function of the loss behind a frozen output head."""
+def head_loss() -> Any:
+    """The autograd function of the loss behind the output head."""
     import torch
     from torch.nn import functional
 
-    class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
-        """Summed cross-entropy of hidden states (n, width) through a frozen head W (vocabulary, width) at labels (n,).
+    class HeadLoss(torch.autograd.Function):  # type: ignore[misc]
+        """Summed cross-entropy of hidden states (n, width) through a head W (vocabulary, width) at labels (n,).
 
-        The gradient (softmax - one-hot) W is formed in place in the forward pass, so the logits exist once
-        (Hsu et al. 2024, Liger kernel).
+        The gradient (softmax - one-hot) W is formed in the forward pass, for so many rows at a time that their logits stay under
+        `HEAD_BYTES`: no more of them ever exists (Hsu et al. 2024, Liger kernel). exp is taken once, for both loss and gradient.
+        Products are in the dtype of the hidden states; a head that learns gets its gradient, (softmax - one-hot)ᵀ x, in its own.
         """
 
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, labels: Any) -> Any:
-            logits = functional.linear(hidden, weight).float()
-            at = torch.arange(labels.numel(), device=labels.device)
-            normaliser = torch.logsumexp(logits, dim=-1)
-            loss = (normaliser - logits[at, labels]).sum()
-            if ctx.needs_input_grad[0]:
-                probabilities = logits.sub_(normaliser[:, None]).exp_()
-                probabilities[at, labels] -= 1
-                ctx.save_for_backward(probabilities.to(hidden.dtype) @ weight)
+            rows = max(1, HEAD_BYTES // (4 * weight.shape[0]))
+            gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+            to_head = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            product = weight.to(hidden.dtype)
+            loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            for start in range(0, labels.numel(), rows):
+                part, wanted = hidden[start : start + rows], labels[start : start + rows, None]
+                logits = functional.linear(part, product).float()
+                logits.sub_(logits.amax(-1, keepdim=True))
+                loss -= logits.gather(-1, wanted).sum()
+                # Chances under e^-60 count for nothing, and as denormal numbers they would take ten times as long.
+                total = logits.clamp_(min=-60.0).exp_().sum(-1, keepdim=True)
+                loss += total.log().sum()
+                if gradient is None:
+                    continue
+                surplus = logits.div_(total).scatter_add_(-1, wanted, torch.full_like(total, -1.0)).to(hidden.dtype)
+                torch.mm(surplus, product, out=gradient[start : start + rows])
+                if to_head is not None:
+                    to_head += surplus.t() @ part
+            ctx.save_for_backward(*(one for one in (gradient, to_head) if one is not None))
             return loss
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            return ctx.saved_tensors[0] * gradients[0].to(ctx.saved_tensors[0].dtype), None, None
+            kept = [one * gradients[0].to(one.dtype) for one in ctx.saved_tensors]
+            return kept[0], kept[1] if len(kept) > 1 else None, None
 
-    return FrozenHeadLoss
+    return HeadLoss
 
 
 def fuse_lora(model: Any, adapter: str = "default") -> int:
     """Give every plain LoRA layer of a peft model the fused forward; returns how many. Others keep peft's."""
-    from peft.tuners.lora import Linear as LoraLinear
 
     def forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         base = self.base_layer
+        if self.disable_adapters:
+            # The base alone is asked: the reference of DPO.
+            return base(x, *args, **kwargs)
         a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         return frozen_linear_with_lora().apply(x, base.weight, base.bias, a, b, self.scaling[adapter])
 
     fused = 0
     for module in model.modules():
-        if isinstance(module, LoraLinear) and _plain(module, adapter):
+        if is_plain_lora(module, adapter):
             module.forward = types.MethodType(forward, module)
             fused += 1
     return fused
 
 
-def _plain(module: Any, adapter: str) -> bool:
+def is_plain_lora(module: Any, adapter: str = "default") -> bool:
     """Ordinary LoRA on an ordinary float layer: no dropout, no DoRA or other variant, no quantised weight."""
     import torch
+    from peft.tuners.lora import Linear as LoraLinear
 
     return (
-        type(module.base_layer) is torch.nn.Linear
+        isinstance(module, LoraLinear)
+        and type(module.base_layer) is torch.nn.Linear
         and adapter in module.lora_A
         and isinstance(module.lora_dropout[adapter], torch.nn.Identity)
         and adapter not in module.lora_variant
@@ -122,7 +143,6 @@ def has_plain_head(model: Any) -> bool:
     return (
         head is not None
         and getattr(head, "bias", None) is None
-        and not head.weight.requires_grad
         and all(getattr(config, name, None) in (None, 1, 1.0) for name in changed)
         and not router
     )
@@ -137,4 +157,4 @@ def answer_loss(model: Any, inputs: dict[str, Any]) -> tuple[Any, int]:
     hidden = base.base_model(**given, use_cache=False).last_hidden_state[:, :-1]
     chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, at)
     head = base.get_output_embeddings()
-    return frozen_head_loss().apply(chosen, head.weight, labels.index_select(0, at)), at.numel()
+    return head_loss().apply(chosen, head.weight, labels.index_select(0, at)), at.numel()

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed (the last event says why, where it can); 130 stoppe
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,9 +23,16 @@ from evals.events import Event, to_json
 from evals.records import jsonable
 from trainer.callbacks import Stop
 from trainer.job import TrainingJob
-from trainer.methods import sft
+from trainer.memory import SMALLER, out_of_memory
+from trainer.methods import preference, pretraining, sft
 
-METHODS = {"lora": sft.run}
+METHODS = {
+    "sft": sft.run,
+    "raft": sft.run,
+    "rejection_sampling": sft.run,
+    "pretraining": pretraining.run,
+    "dpo": preference.run,
+}
 STOPPED = 130
 
 
@@ -32,23 +41,38 @@ def main(arguments: list[str]) -> int:
     stop = Stop()
     out = _claim_stdout()
     _listen_for_signals(stop)
-    _end_with(parent)
+    _end_with(parent, stop)
 
     def emit(event: Event) -> None:
         _send(out, to_json(event), stop)
 
     try:
+        alone = _alone(folder)
         job, input_hash = TrainingJob.read(folder)
         trained = METHODS[job.recipe.method](job, input_hash, emit, stop)
     except AdvisorError as error:
-        traceback.print_exc()
+        _log()
         _send(out, {"event": "Failed", "what": error.what, "where": error.where, "do": error.do}, stop)
         return 1
     except (Exception, MemoryError) as error:
-        traceback.print_exc()
+        _log()
         _send(out, {"event": "Failed", **_explained(error, folder)}, stop)
         return 1
+    alone.close()
     return STOPPED if trained is None else 0
+
+
+def _alone(folder: Path) -> TextIO:
+    """One process a training: where a parent died, its orphan may still be writing the checkpoint that is gone on from. Waits for it."""
+    lock = (folder / ".worker.lock").open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _log() -> None:
+    """The exception in hand to the log; on a full disk the event alone tells of it."""
+    with suppress(OSError):
+        traceback.print_exc()
 
 
 def _claim_stdout() -> TextIO:
@@ -68,24 +92,31 @@ def _send(out: TextIO, record: dict[str, Any], stop: Stop) -> None:
 
 
 def _listen_for_signals(stop: Stop) -> None:
-    """SIGINT and SIGTERM: after the current step while training, at once before and after it."""
+    """SIGINT and SIGTERM: after the current step while training, at once before and after it, and the second time."""
+    heard: list[int] = []
 
     def handle(number: int, frame: object) -> None:
+        heard.append(number)
         stop.asked = True
-        if not stop.training:
+        if not stop.training or len(heard) > 1:
             os._exit(STOPPED)
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
 
 
-def _end_with(parent: int) -> None:
-    """Ask ourselves to stop when the parent is gone: an orphan would hold both cores for nobody."""
+def _end_with(parent: int, stop: Stop) -> None:
+    """Stop when the parent is gone, with a checkpoint: an orphan would hold both cores for nobody.
+
+    Not by a signal: a parent that passed one on before it died would have us end at once.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop.asked = True
+        if not stop.training:
+            os._exit(STOPPED)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -97,16 +128,13 @@ def _explained(error: BaseException, folder: Path) -> dict[str, str]:
     # torch tells of a full disk by its archive writer's position check.
     if "no space left" in low or "inline_container" in low or getattr(error, "errno", None) == errno.ENOSPC:
         return {
-            "what": "the disk is full: the checkpoint could not be written",
+            "what": "the disk is full: what was trained could not be written",
             "where": str(folder),
             "do": "free some disk space, then run the same command again; it goes on from the last whole checkpoint.",
         }
-    if isinstance(error, MemoryError) or "out of memory" in low or "can't allocate memory" in low:
-        return {
-            "what": "there is not enough memory for this training",
-            "where": str(folder),
-            "do": "set `train: {per_device_train_batch_size: 2, gradient_accumulation_steps: 4}`, or max_length lower.",
-        }
+    if out_of_memory(error):
+        # Batches are halved before it comes to this.
+        return {"what": "there is not enough memory for the model and its optimiser", "where": str(folder), "do": SMALLER}
     return {
         "what": f"the training failed: {type(error).__name__}: {text.splitlines()[0][:300]}",
         "where": str(folder / "worker.log"),

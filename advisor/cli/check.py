@@ -7,14 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from advisor.cli.display import Display
+from advisor.cli.mask import print_mask
 from advisor.flow.checks import check_data
 from advisor.flow.drift import drift
 from advisor.flow.fix import fix as fix_data
 from advisor.flow.intake import read_task, what_dev_can_tell
-from advisor.flow.mask import TrainingMask
 from advisor.flow.run import EXAMPLES
 from advisor.flow.session import Session
 from evals.errors import clean
@@ -46,7 +45,7 @@ def check(name: str, runs_dir: Path, *, fix: Path | None, embed: bool, as_json: 
         console.print(f"- {escape(clean(sentence))}", soft_wrap=True)
     _print_findings(console, checks)
     if mask:
-        _print_mask(console, mask)
+        print_mask(console, mask)
     found = sum(one.level in {"error", "warning"} for one in checks.findings)
     review = sum(one.level == "review" for one in checks.findings)
     seconds = sum(checks.seconds.values())
@@ -70,23 +69,6 @@ def _print_findings(console: Console, checks: Checks) -> None:
             console.print(f"  … and {len(some) - EACH} more: --json has them all")
     for reason in checks.not_checked:
         console.print(f"[dim]not checked: {escape(reason)}[/dim]", soft_wrap=True)
-
-
-def _print_mask(console: Console, mask: TrainingMask) -> None:
-    """Three training rows as the model reads them, what is trained on in reverse."""
-    console.print("[bold]What would be trained on[/bold]: the marked tokens; the rest is read only")
-    for one in mask.rows:
-        fits = "" if one.fits else ", longer than max_length: left out of training"
-        console.print(f"  row {escape(clean(one.row.example.id))}: {one.trained_tokens} of {one.tokens} tokens{fits}")
-        text = Text()
-        for segment in one.segments:
-            body = clean(segment.text)
-            if console.is_terminal:
-                text.append(body, style="black on green" if segment.trained else "dim")
-            else:
-                text.append(f"[[{body}]]" if segment.trained else body)
-        for line in text.split(allow_blank=False):
-            console.print(Text("    ") + line, soft_wrap=True)
 
 
 def _fix(name: str, out: Path, *, as_json: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from advisor.decision.compare import Comparison
+from advisor.decision.forgetting import Forgetting
+from advisor.decision.recommend import Recommendation
+from advisor.decision.repair import Repair
 from advisor.report.journey import Journey
 from evals.events import CandidateScored, Event, Note, StageFinished, StageStarted, TrainingStep
 from evals.events import Progress as Advanced
@@ -38,6 +42,8 @@ class Display:
         self.bar: TaskID | None = None
         self.task = ""
         self.told = 0.0
+        self.trained = ""
+        self.measured: dict[str, str] = {}
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -68,12 +74,19 @@ class Display:
                 text += f"  {event.rate:.1f}/s, {duration(event.eta)} left"
             self._advance(event.task, event.done, event.total, text)
         elif isinstance(event, TrainingStep):
-            loss = "" if event.loss is None else f"loss {event.loss:.3f}  "
             text = (
-                f"{event.step}/{event.total_steps} steps  {loss}{event.tokens_per_second:.0f} tokens/s  "
-                f"{event.memory_mib:.0f} MiB  {duration(event.eta)} left"
+                f"{event.step}/{event.total_steps} steps  {self._figures(event)}lr {event.learning_rate:.1e}  "
+                f"{event.tokens_per_second:.0f} tokens/s  {event.memory_mib:.0f} MiB  {duration(event.eta)} left"
             )
             self._advance(event.purpose, event.step, event.total_steps, text)
+
+    def _figures(self, event: TrainingStep) -> str:
+        """The loss, and what was measured last of what is not measured at every step."""
+        if event.purpose != self.trained:
+            self.trained, self.measured = event.purpose, {}
+        named = {"loss": event.loss, "dev loss": event.dev_loss, "dev score": event.dev_score, "KL": event.kl}
+        self.measured |= {name: f"{name} {value:.3f}  " for name, value in named.items() if value is not None}
+        return "".join(self.measured[name] for name in named if name in self.measured)
 
     def _advance(self, task: str, done: int, total: int, text: str) -> None:
         if not self.console.is_terminal:
@@ -96,6 +109,20 @@ class Display:
         if self.bar is not None:
             self.bars.remove_task(self.bar)
         self.bar, self.task = None, ""
+
+
+def print_repair(repair: Repair, folder: Path) -> None:
+    """What repair found, on stdout."""
+    console = Console(highlight=False)
+    console.print(f"Repair: {escape(repair.sentence)}", soft_wrap=True)
+    if repair.won_back is not None and repair.kept is not None:
+        console.print(
+            f"  {100 * repair.won_back:.0f}% of the loss won back, {100 * repair.kept:.0f}% of the gain kept, where it was chosen"
+        )
+    for one in repair.offers:
+        console.print(f"  - {escape(one.sentence())}", soft_wrap=True)
+    if any(not one.done for one in repair.offers):
+        console.print(f"  next: advisor train --remedy {folder.name}", soft_wrap=True, markup=False)
 
 
 def print_journey(journey: Journey) -> None:
@@ -124,11 +151,7 @@ def print_journey(journey: Journey) -> None:
         if journey.race and journey.race.left and not journey.reevaluated:
             console.print(f"{journey.race.sentence()}; the report tells which.")
     if journey.recommendation:
-        console.print(
-            f"[bold]Recommendation: {journey.recommendation.action}[/bold] ({escape(journey.recommendation.candidate)})"
-        )
-        for reason in journey.recommendation.reasons:
-            console.print(f"  - {escape(reason.sentence)}")
+        _print_recommendation(console, journey.recommendation)
     if journey.reevaluated:
         claim, *others = [journey.reevaluated.claim, *journey.reevaluated.others]
         console.print(f"Locked test, the claim: {_difference(claim)} (n = {claim.n})")
@@ -144,15 +167,38 @@ def print_journey(journey: Journey) -> None:
             console.print(f"  beside it: {_difference(other)}")
         general = journey.reevaluated.general
         if general:
-            found = general.forgetting
-            console.print(
-                f"General benchmarks: {100 * found.estimate:+.1f} points on {found.n} items "
-                f"(95% bounds {100 * found.low:+.1f} to {100 * found.high:+.1f}); "
-                f"no loss beyond {100 * found.margin:.0f} points: {found.answer}"
-            )
+            _print_forgetting(console, general.measures)
+    if journey.repair and journey.repair.needed:
+        print_repair(journey.repair, journey.folder)
     if journey.verdict:
         console.print(f"[bold]Gate: {journey.verdict.verdict}[/bold]")
     console.print(f"Report: {journey.folder / 'report.md'}", soft_wrap=True, markup=False)
+
+
+def _print_forgetting(console: Console, found: Forgetting) -> None:
+    pooled = found.pooled
+    settle = f"; about {pooled.more_items} more items would settle it" if pooled.more_items else ""
+    console.print(
+        f"General benchmarks: {100 * pooled.estimate:+.1f} points on {pooled.n} items "
+        f"(95% bounds {100 * pooled.low:+.1f} to {100 * pooled.high:+.1f}); "
+        f"no loss beyond {100 * pooled.margin:g} points: {pooled.answer}{settle}"
+    )
+    if found.broken:
+        names = ", ".join(f"{one.task} {100 * (one.tuned - one.base):+.1f}" for one in found.broken)
+        console.print(f"  broken on their own (Holm): {escape(names)}")
+    for one in found.divergences:
+        console.print(
+            f"  {escape(one.name)}: KL {one.kl:.3f} nats a token, perplexity {one.base:.1f} to {one.tuned:.1f} ({one.tokens:,} tokens)"
+        )
+
+
+def _print_recommendation(console: Console, one: Recommendation) -> None:
+    console.print(f"[bold]Recommendation: {one.action}[/bold] ({escape(one.candidate)}){'' if one.sure else ', not sure'}")
+    for reason in one.reasons:
+        console.print(f"  - {escape(reason.sentence)}")
+    for title, told in (("would settle it", one.settle), ("else", [each.sentence for each in one.sensitivity])):
+        for sentence in told:
+            console.print(f"  {title}: {escape(sentence)}")
 
 
 def _difference(one: Comparison) -> str:

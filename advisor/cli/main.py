@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advisor.cli import init
+from advisor.cli import adapters, export, init
 from evals.errors import AdvisorError, Interrupted, UsageError
 
 DESCRIPTION = """Prompt, retrieve or fine-tune? Measures all three on your task, says what to do and how sure it is,
@@ -28,11 +29,19 @@ EXITS = "exit codes: 0 pass, 100 the gate says no, 101 inconclusive, 1 error, 2 
 
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--runs-dir", type=Path, default=None, help="where runs live (default: ./runs or ADVISOR_RUNS)")
+    # Given before the verb or behind it: what is left out behind it must not undo what stood before.
+    common.add_argument(
+        "--runs-dir", type=Path, default=argparse.SUPPRESS, help="where runs live (default: ./runs or ADVISOR_RUNS)"
+    )
     common.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     planned = argparse.ArgumentParser(add_help=False)
     planned.add_argument("--dry-run", action="store_true", help="print the plan with its estimate, and do nothing")
+    planned.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="with --dry-run: train six real steps first, so that the estimate rests on them",
+    )
 
     top = argparse.ArgumentParser(
         prog="advisor", description=DESCRIPTION, epilog=EXITS, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -60,12 +69,22 @@ def parser() -> argparse.ArgumentParser:
     verb("advise", "measure, probe training, and recommend", "TASK")
     train = verb("train", "train the recommended recipe on all training rows", "TASK", planned)
     train.add_argument("--resume", action="store_true", help="go on with training that was interrupted (as it does anyway)")
+    train.add_argument(
+        "--remedy",
+        action="store_true",
+        help="of a RUN (or TASK) whose weights forget too much at every scale: train the next remedy of its report, and search again",
+    )
     verb("run", "the whole journey: measure, recommend, train where it pays, measure again, gate", "TASK", planned)
     verb("demo", "the whole journey on the shipped example `triage`", None, planned)
     verb("evaluate", "open the locked test and measure forgetting for what a run recommends or has trained", "RUN")
     verb("gate", "print a run's verdict; the exit code is for CI", "RUN")
     verb("report", "print a run's report", "RUN")
-    verb("doctor", "show the machine, the versions and what is missing", None)
+    export.add_arguments(verb("export", "copy a run's trained weights with their card, or merge them into the base", "RUN"))
+    adapters.add_arguments(verb("adapters", "list trained weights with what they scored; `combine` makes one of several", None))
+    doctor = verb("doctor", "show the machine, the versions and what is missing", None)
+    doctor.add_argument(
+        "--calibration", action="store_true", help="show how well past forecasts of training held, in the runs of --runs-dir"
+    )
     return top
 
 
@@ -74,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Where bitsandbytes is installed others import it, and it warns of compiled kernels that nothing here needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = parser().parse_args(argv)
     arguments.runs_dir = arguments.runs_dir or Path(os.environ.get("ADVISOR_RUNS") or "runs")
     try:
@@ -116,12 +137,14 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "check": _check,
         "bench": lambda one: _go(one, "baselines"),
         "advise": lambda one: _go(one, "advice"),
-        "train": lambda one: _go(one, "training", train=True),
+        "train": lambda one: _remedy(one) if one.remedy else _go(one, "training", train=True),
         "run": lambda one: _go(one, "verdict"),
         "demo": lambda one: _go(one, "verdict", name="triage"),
         "evaluate": _evaluate,
         "gate": _gate,
         "report": _report,
+        "export": export.run,
+        "adapters": adapters.run,
         "doctor": _doctor,
     }
     return verbs[arguments.verb](arguments)
@@ -142,6 +165,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _go(arguments: argparse.Namespace, until: str, *, name: str | None = None, train: bool | None = None) -> int:
+    if getattr(arguments, "calibrate", False) and not arguments.dry_run:
+        raise UsageError("--calibrate is for the estimate of a plan", do="add --dry-run.")
     from advisor.flow.intake import read_task
 
     task = read_task(name or arguments.name)
@@ -161,17 +186,40 @@ def _go(arguments: argparse.Namespace, until: str, *, name: str | None = None, t
     return journey.exit_code if until == "verdict" else 0
 
 
+def _remedy(arguments: argparse.Namespace) -> int:
+    """Trains what repair offers next for RUN; `evaluate` then opens the test for what the search has chosen."""
+    if arguments.dry_run:
+        raise UsageError("--remedy has no plan of its own", do="read the run's report: it has each remedy's estimate.")
+    from advisor.cli.display import Display, print_repair
+    from advisor.flow.run import find_run, task_of
+    from advisor.flow.whole import go
+
+    folder = find_run(arguments.name, arguments.runs_dir)
+    with Display() as display:
+        journey = go(task_of(folder), folder.parent, display.on_event, until="repair", train=True, remedied=True)
+    if arguments.json:
+        _print_json(journey.repair)
+    elif journey.repair is not None:
+        print_repair(journey.repair, journey.folder)
+        if journey.repair.chosen:
+            print(f"  next: advisor evaluate {journey.folder.name}, which opens the locked test for these weights")
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Goes on with the run of RUN from where it is; a trained adapter is measured whatever the recommendation was."""
     from advisor.cli.display import Display, print_journey
     from advisor.flow.run import find_run, task_of
+    from advisor.flow.training import wanted
     from advisor.flow.whole import go
 
     folder = find_run(arguments.name, arguments.runs_dir)
     task = task_of(folder)
     trained = (folder / "training" / "training.json").is_file()
     with Display() as display:
-        journey = go(task, folder.parent, display.on_event, train=bool(trained))
+        # Weights that the advice bought as evidence are measured only where it recommends them.
+        train = True if wanted(folder) else None if trained else False
+        journey = go(task, folder.parent, display.on_event, train=train)
     if arguments.json:
         print((folder / "report.json").read_text(encoding="utf-8"), end="")
     else:
@@ -210,25 +258,27 @@ def _report(arguments: argparse.Namespace) -> int:
 def _plan(task: Any, arguments: argparse.Namespace) -> int:
     from advisor.flow.plan import plan
 
-    body = plan(task, arguments.runs_dir)
+    if arguments.calibrate:
+        from advisor.cli.display import Display
+
+        with Display() as display:
+            found = plan(task, arguments.runs_dir, calibrate=True, on_event=display.on_event)
+    else:
+        found = plan(task, arguments.runs_dir)
     if arguments.json:
-        _print_json(body)
+        _print_json(found.record())
         return 0
-    for key, value in body.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, one in value.items():
-                print(f"  {name}: {one}")
-        elif isinstance(value, list):
-            print(f"{key}:")
-            for one in value:
-                print(f"  - {one}")
-        else:
-            print(f"{key}: {value}")
+    from advisor.cli.plan import print_plan
+
+    print_plan(found)
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.calibration:
+        from advisor.cli.calibration import show
+
+        return show(arguments.runs_dir, as_json=arguments.json)
     from advisor.flow.doctor import examine
 
     findings = examine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,9 +42,17 @@ def span_of(difference: float, low: float, high: float, n: int) -> str:
 
 
 def compare(a: Scores, b: Scores, groups: Sequence[str] | None) -> Comparison:
-    """Raises AdvisorError where the two were not scored on the same items."""
+    """Raises AdvisorError where the two were not scored on the same items, or where a score is no number."""
     if [one.id for one in a.items] != [one.id for one in b.items] or a.split != b.split or a.metric != b.metric:
         raise AdvisorError(f"{a.candidate} and {b.candidate} were not scored on the same items", where=a.split)
+    for one in (a, b):
+        wrong = next((item for item in one.items if not math.isfinite(item.score)), None)
+        if wrong is not None:
+            raise AdvisorError(
+                f"{one.candidate} has the score {wrong.score} for item {wrong.id}: a score is a number",
+                where=one.split,
+                do="mend the metric that gives it, then run again.",
+            )
     paired = paired_difference(a.values(), b.values(), groups)
     return Comparison(
         a.candidate,

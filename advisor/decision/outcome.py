@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.decision.compare import Comparison
+from advisor.decision.forgetting import Forgetting
 from evals.general.lm_eval import GeneralScores
 from evals.scores import Scores
 from evals.statistics.margin import NonInferiority
@@ -12,11 +13,16 @@ from evals.statistics.margin import NonInferiority
 
 @dataclass(frozen=True)
 class General:
-    """Base and tuned on the same general items, and the answer about the margin."""
+    """Base and tuned on the same general items, and all that was made of them."""
 
     base: GeneralScores
     tuned: GeneralScores
-    forgetting: NonInferiority
+    measures: Forgetting
+
+    @property
+    def forgetting(self) -> NonInferiority:
+        """The answer about the margin, over the pooled items."""
+        return self.measures.pooled
 
 
 @dataclass(frozen=True)

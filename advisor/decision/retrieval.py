@@ -68,13 +68,24 @@ def _used(gold: Scores, irrelevant: Scores, groups: Sequence[str] | None) -> str
     effect = _paired(gold, irrelevant, groups)
     scores = f"{gold.mean:.3f} with the gold passage, {irrelevant.mean:.3f} with irrelevant text of equal length"
     if effect.low > 0:
-        return f"The model uses the passage: it scores {scores}, {_span(effect)}."
+        return f"The model uses the passage: it scores {scores}, {_span(effect)}.{_left(gold, groups)}"
+    if 1 - irrelevant.mean < NEXT_TO_NOTHING:
+        return f"The passage is hardly needed: the model scores {scores}, {_span(effect)}."
     if effect.high < NEXT_TO_NOTHING:
         return (
             f"The model does not use the passage: it scores {scores}, {_span(effect)}. "
             "Better retrieval cannot help before that is mended."
         )
     return f"Whether the model uses the passage cannot be told: it scores {scores}, {_span(effect)}{_more(effect)}."
+
+
+def _left(gold: Scores, groups: Sequence[str] | None) -> str:
+    """What no better search could bring."""
+    left = mean_interval([1 - one for one in gold.values()], groups)
+    return (
+        f" Even so {100 * left.estimate:.1f} points are missing (95% interval {100 * left.low:.1f} to {100 * left.high:.1f}), "
+        "which no better search in this prompt brings."
+    )
 
 
 def _missed(perfect: Scores, rag: Scores, groups: Sequence[str] | None) -> str:

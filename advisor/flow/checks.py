@@ -116,14 +116,16 @@ def _brief(finding: Finding) -> Finding:
 
 
 def texts_of(task: Task) -> list[Text]:
-    """Everything that can leak into something else: the rows' inputs and the general benchmarks."""
+    """Everything that can leak into something else: the inputs of rows, of preferences and of replay, and the general benchmarks."""
     texts = [Text(place_of(row, split), named_group(row.example)) for split in NAMES for row in task.rows[split]]
-    texts += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts(quick_suite())]
+    texts += [Text(place_of(row, "preferences"), named_group(row.example)) for row in task.preferences]
+    texts += [Text(place_of(row, "replay"), named_group(row.example)) for row in task.replay]
+    texts += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts(quick_suite().tasks)]
     return texts
 
 
 def place_of(row: Row, split: str) -> Place:
-    pools: dict[str, Pool] = {"train": "train", "dev": "dev", "test": "test"}
+    pools: dict[str, Pool] = {"train": "train", "dev": "dev", "test": "test", "preferences": "preferences", "replay": "replay"}
     text = "\n".join(message.content for message in row.example.messages if message.role != "system")
     return Place(pools[split], row.example.id, row.file, row.line, text)
 

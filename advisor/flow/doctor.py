@@ -1,4 +1,4 @@
-"""What this machine is and has, and the command that mends what is missing."""
+"""What this machine is and has, and the command that mends what is missing; and how well past forecasts of training held."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import platform
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from advisor.decision.calibration import Held
 from evals.engines.machine import bf16_units, cache_folder, measure_machine
+from evals.errors import AdvisorError
+from evals.records import read_jsonl
 
 PACKAGES = (
     "torch",
@@ -22,6 +26,8 @@ PACKAGES = (
     "textual",
 )
 NEEDED_GB = 2.0
+# Beside the runs; written when a full training follows a forecast.
+CALIBRATION = "calibration.jsonl"
 
 
 @dataclass(frozen=True)
@@ -87,3 +93,14 @@ def _gpu() -> Finding:
     why = "this torch is built for the CPU" if torch.version.cuda is None else "the driver does not answer"
     mend = "pip install --force-reinstall torch" if torch.version.cuda is None else "nvidia-smi"
     return Finding("gpu", f"there is one, but {why}", False, mend)
+
+
+def past_forecasts(runs_dir: Path) -> tuple[Held, ...]:
+    """The forecasts beside these runs that a full training followed. Raises AdvisorError where the record is damaged."""
+    path = runs_dir / CALIBRATION
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(Held(**row) for row in read_jsonl(path))
+    except TypeError as error:
+        raise AdvisorError("this record is damaged", where=str(path), do="delete it; the next runs write it anew.") from error

@@ -11,23 +11,26 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from advisor.flow.training_rows import foreseen_rows
 from advisor.flow.tuned import prompt_format, recipe_for
 from evals.candidate import PromptFormat
 from evals.engines.engine import Message, ToolCall
 from evals.engines.hf import HfEngine
+from evals.engines.tokenizer import PLAIN_TEMPLATE
 from evals.errors import AdvisorError
 from evals.task.checks.findings import Finding
 from evals.task.checks.places import place
 from evals.task.example import Example
 from evals.task.load import Task
 from evals.task.reading.formats import Row
-from trainer.data import IGNORED, encode
+from trainer.data import IGNORED, labelled
+from trainer.raw_text import encode_documents
+from trainer.recipe import Recipe
+from trainer.template import taught
 
 SHOWN = 3
 # Rows tried of each kind of content, such as tool calls: a template drops it from all or from none.
 TRIED = 2
-# Longer than any row: what is looked for is what the template writes, whether or not it fits.
-UNBOUNDED = 1 << 40
 # Plain letters, that every tokeniser gives back as they are.
 MARK = "zqxmarkzqx"
 
@@ -43,11 +46,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """A training row as the model sees it. `fits` is False where it is longer than the recipe's `max_length` and left out."""
+    """A training row as the model sees it. Where it is longer than the recipe's `max_length` it is shown `cut`, or `fits` is False: it is
+    left out, and shown whole."""
 
     row: Row
     segments: tuple[Segment, ...]
     fits: bool = True
+    cut: bool = False
 
     @property
     def tokens(self) -> int:
@@ -67,28 +72,50 @@ class TrainingMask:
 
 
 def training_mask(task: Task, engine: HfEngine) -> TrainingMask:
-    """Of the task's training rows the shortest, the one in the middle and the longest, by the recipe that would train them.
+    """Of the task's training rows the shortest, the one in the middle and the longest, by the recipe that would train them; of continued
+    pretraining such documents, in RAFT with parts of documents in the place of the passages that a search will find.
 
     Only the tokeniser is loaded. For a model whose weights are here (`Session.weights`): a served one is not trained.
     """
-    recipe = recipe_for(task, engine)
-    return mask_rows(engine.handle.tokenizer, prompt_format(task, recipe), task.rows["train"], recipe.max_length)
+    recipe, tokenizer, rows = recipe_for(task, engine), engine.handle.tokenizer, task.rows["train"]
+    if tokenizer.chat_template == PLAIN_TEMPLATE:
+        # A base model: training gives it a chat template.
+        tokenizer = taught(engine.handle.folder, recipe.method).tokenizer
+    if recipe.method == "pretraining":
+        return mask_documents(tokenizer, foreseen_rows(task, recipe, ()), recipe.max_length)
+    if recipe.method == "raft":
+        shown = foreseen_rows(task, recipe, [row.example for row in rows])
+        rows = tuple(replace(row, example=one) for row, one in zip(rows, shown, strict=True))
+    return mask_rows(tokenizer, prompt_format(task, recipe), rows, recipe)
 
 
-def mask_rows(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row], max_length: int) -> TrainingMask:
+def mask_documents(tokenizer: Any, documents: Sequence[Example], max_length: int) -> TrainingMask:
+    """The first block of each of a few documents, as continued pretraining learns it."""
+    rows = [Row(one, one.id, 1) for one in documents if one.target.strip()]
+    shown = []
+    for row in _of_all_lengths(rows):
+        block = encode_documents(tokenizer, [row.example], max_length).rows[0]
+        shown.append(MaskedRow(row, _segments(tokenizer, block["input_ids"], block["labels"])))
+    return TrainingMask(tuple(shown), ())
+
+
+def mask_rows(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row], recipe: Recipe) -> TrainingMask:
     """As `training_mask`, for any rows. A row that cannot be encoded is a finding (`template`, an error), not an exception."""
     shown: list[MaskedRow] = []
     found: list[Finding] = []
     for row in _of_all_lengths(rows):
         try:
-            encoded = encode(tokenizer, fmt, row.example, UNBOUNDED)
+            whole = labelled(tokenizer, fmt, row.example, every_turn=recipe.assistant_only_loss)
         except AdvisorError as error:
             found.append(Finding("template", "error", f"this row cannot be trained on: {error.what}", (place("train", row),)))
             continue
-        if encoded is not None:
-            segments = _segments(tokenizer, encoded["input_ids"], encoded["labels"])
-            shown.append(MaskedRow(row, segments, len(encoded["input_ids"]) <= max_length))
-            found += _changed_target(row, segments)
+        segments = _segments(tokenizer, whole.input_ids, whole.labels)
+        found += [*_changed_target(row, segments), *_unlearnt(row, whole.unsure)]
+        kept = whole.cut(recipe.max_length, recipe.truncation_mode)
+        cut = kept is not None and len(kept["input_ids"]) < len(whole.input_ids)
+        if kept is not None and cut:
+            segments = _segments(tokenizer, kept["input_ids"], kept["labels"])
+        shown.append(MaskedRow(row, segments, kept is not None, cut))
     return TrainingMask(tuple(shown), (*found, *_lost(tokenizer, fmt, rows)))
 
 
@@ -122,6 +149,14 @@ def _changed_target(row: Row, segments: Sequence[Segment]) -> list[Finding]:
     return [Finding("template", "warning", message, (place("train", row),), details={"trained": trained[:500]})]
 
 
+def _unlearnt(row: Row, turns: int) -> list[Finding]:
+    if not turns:
+        return []
+    many = f"{turns} earlier turns of the assistant are" if turns > 1 else "1 earlier turn of the assistant is"
+    message = f"{many} not trained on: the chat template writes it otherwise once the conversation goes on"
+    return [Finding("template", "warning", message, (place("train", row),), float(turns))]
+
+
 def _lost(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row]) -> list[Finding]:
     """What some rows hold and the prompt never shows: each kind is replaced by a mark, and the mark looked for."""
     found = []
@@ -138,11 +173,11 @@ def _lost(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row]) -> list[Findin
 
 def _shows(tokenizer: Any, fmt: PromptFormat, marked: Example) -> bool:
     try:
-        encoded = encode(tokenizer, fmt, marked, UNBOUNDED)
+        whole = labelled(tokenizer, fmt, marked, every_turn=False)
     except AdvisorError:
         # Said already where it is the row's own fault; a mark that cannot be rendered proves nothing.
         return True
-    return encoded is None or MARK in tokenizer.decode(encoded["input_ids"])
+    return MARK in tokenizer.decode(whole.input_ids)
 
 
 def _has_turn(role: str) -> Callable[[Example], bool]:

@@ -6,35 +6,37 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.decision.compare import Comparison, adjusted, compare, without
 from advisor.decision.cost import cheapness
 from advisor.decision.outcome import General, Reevaluation
-from advisor.decision.recommend import ON_TUNED, Recommendation
+from advisor.decision.raced import REFERENCE
+from advisor.decision.recommend import Recommendation
+from advisor.decision.repair import Repair
+from advisor.decision.rules import ON_TUNED
 from advisor.flow.advice import groups_of
 from advisor.flow.baselines import Finalists
+from advisor.flow.card_scores import keep_scores
+from advisor.flow.forgetting import measured_forgetting
 from advisor.flow.judged import judged_claim, judges
-from advisor.flow.race import REFERENCE
+from advisor.flow.repair import confirm_suite, general_suite
 from advisor.flow.run import EXAMPLES, Run
 from advisor.flow.session import Session
-from advisor.flow.tuned import prompt_format, recipe_for, tuned_candidate
+from advisor.flow.tuned import asked_as_trained, recipe_for
 from baselines.rag.candidate import under
 from evals.candidate import Candidate
 from evals.errors import AdvisorError
 from evals.evaluate import evaluate
 from evals.events import Note
-from evals.general.lm_eval import measure
-from evals.general.suites import quick_suite
 from evals.records import write_json
 from evals.scores import Scores
-from evals.statistics.margin import chance_of_passing, non_inferiority
 from evals.task.checks.findings import Checks
 from evals.task.load import Task
 from evals.task.splits import MIN_ROWS, row_hash
 from trainer.job import TrainedAdapter
 
-SUITE = "quick"
 NOT_DEARER = 1.5
 # After training, so many of each kind stand beside the claim on the locked test: more would only spread its error thinner.
 BESIDE = 2
@@ -49,26 +51,33 @@ def reevaluation(
     recommendation: Recommendation,
     trained: TrainedAdapter | None,
     checks: Checks,
+    mended: Repair | None = None,
 ) -> Reevaluation:
-    """Write `scores/test/`, `general/` and `reevaluation.json`."""
+    """Write `scores/test/`, `general/` and `reevaluation.json`. Weights that repair has chosen stand in the place of the trained ones."""
+    if trained is not None and mended is not None and mended.weights:
+        trained = replace(trained, folder=run.path(mended.weights))
 
     def make() -> tuple[Reevaluation, str, bool]:
         candidates = found.named()
         names = _compared(arms, recommendation, trained is not None, task)
         if trained is not None:
-            fmt = prompt_format(task, recipe_for(task, session.weights))
-            candidates["tuned"] = tuned_candidate(task, session, trained.folder, "tuned", fmt)
+            recipe = recipe_for(task, session.weights)
+            candidates["tuned"] = asked_as_trained(task, session, recipe, trained.folder, "tuned", run.folder)
             pipeline = found.pipeline(arms)
             if recommendation.action == ON_TUNED and pipeline is not None:
                 candidates[ON_TUNED] = under(pipeline, session.weights.with_adapter(trained.folder, "tuned"), ON_TUNED)
         looks = Ledger(task, run)
-        earlier, fresh = looks.count(), not all((run.scores / "test" / f"{name}.json").is_file() for name in names)
+        weights = session.weights.with_adapter(trained.folder, "tuned").fingerprint if trained is not None else ""
+        there = all((run.scores / "test" / f"{name}.json").is_file() for name in names)
+        earlier, fresh = looks.count(weights), not there or looks.of_other_weights(weights)
         if fresh:
-            looks.add(names)
+            looks.add(names, weights)
             run.on_event(Note(f"the locked test is opened for {names[0]} against {names[1]}"))
         scores = [_on_test(task, run, session, candidates[name]) for name in names]
+        if trained is not None:
+            keep_scores(run, trained.folder, scores)
         comparisons = adjusted([compare(scores[0], other, groups_of(task, "test")) for other in scores[1:]])
-        general, reused = _general(task, run, session, trained, checks) if trained is not None else (None, True)
+        general, reused = _general(task, run, session, trained, checks, mended) if trained is not None else (None, True)
         tainted, clean = _clean_claim(task, scores, checks)
         claim, judge = judged_claim(task, run.folder, comparisons[0], scores[0], scores[1], groups_of(task, "test"))
         comparisons[0] = claim
@@ -79,7 +88,9 @@ def reevaluation(
         gain = comparisons[0]
         summary = f"{gain.a} {scores[0].mean:.3f} against {gain.b} {scores[1].mean:.3f} on {gain.n} locked test items"
         if general:
-            summary += f"; general {general.base.mean:.3f} to {general.tuned.mean:.3f}"
+            lost = general.measures
+            summary += f"; general {lost.base:.3f} to {lost.tuned:.3f}, no loss beyond {100 * lost.pooled.margin:g} points: "
+            summary += lost.pooled.answer
         return record, summary, reused and not fresh
 
     return run.stage("re-evaluation", "Open the locked test, measure forgetting", make)
@@ -127,28 +138,12 @@ def _on_test(task: Task, run: Run, session: Session, candidate: Candidate) -> Sc
     return evaluate(task, candidate, "test", run.scores, run.on_event, session.metrics)
 
 
-def _general(task: Task, run: Run, session: Session, trained: TrainedAdapter, checks: Checks) -> tuple[General, bool]:
-    tasks = quick_suite()
-    margin = task.spec.gate.max_forgetting
-    n = sum(one.items for one in tasks)
-    chance = chance_of_passing(n, margin)
-    run.on_event(
-        Note(
-            f"{n} general items at a margin of {100 * margin:.0f} points: a model without true loss passes in {100 * chance:.0f}%"
-        )
-    )
-    folder = run.path("general")
-    base, base_reused = measure(session.weights, SUITE, tasks, folder, "base", run.on_event)
-    engine = session.weights.with_adapter(trained.folder, "tuned")
-    tuned, tuned_reused = measure(engine, SUITE, tasks, folder, "tuned", run.on_event)
-    learnt = checks.tainted_general()
-    if learnt:
-        run.on_event(
-            Note(f"{len(learnt)} general items stand in the training rows: they say nothing of forgetting and are left out")
-        )
-        base, tuned = base.without(learnt), tuned.without(learnt)
-    forgetting = non_inferiority([one.score for one in tuned.items], [one.score for one in base.items], margin)
-    return General(base, tuned, forgetting), base_reused and tuned_reused
+def _general(
+    task: Task, run: Run, session: Session, trained: TrainedAdapter, checks: Checks, mended: Repair | None
+) -> tuple[General, bool]:
+    """On the whole suite, or, where weights were chosen by a half of it, on items that chose nothing."""
+    suite = general_suite(task) if mended is None else confirm_suite(task, mended)
+    return measured_forgetting(task, run, session, suite, session.weights.with_adapter(trained.folder, "tuned"), checks)
 
 
 def _write(run: Run, record: Reevaluation) -> None:
@@ -165,16 +160,9 @@ def _write(run: Run, record: Reevaluation) -> None:
         "general": None
         if general is None
         else {
-            "suite": general.base.suite,
+            "suite": general.measures.suite,
             "forgetting": general.forgetting,
-            "tasks": {
-                name: {
-                    "n": len(items),
-                    "base": sum(one.score for one in items) / len(items),
-                    "tuned": sum(one.score for one in general.tuned.by_task()[name]) / len(items),
-                }
-                for name, items in general.base.by_task().items()
-            },
+            "tasks": {one.task: {"n": one.n, "base": one.base, "tuned": one.tuned} for one in general.measures.benchmarks},
         },
     }
     write_json(run.path("reevaluation.json"), body)
@@ -193,13 +181,19 @@ class Ledger:
         home = task.folder if EXAMPLES not in task.folder.resolve().parents else beside_runs
         self.path = home / "ledger.jsonl" if os.access(home, os.W_OK) else beside_runs / "ledger.jsonl"
 
-    def count(self) -> int:
-        """Looks of other runs at rows of this test."""
+    def count(self, weights: str) -> int:
+        """Looks at rows of this test by other runs, and by this one for other weights (repaired, or trained otherwise since)."""
         mine = set(self.rows)
-        return sum(1 for one in self._lines() if one.get("run") != self.run.id and mine & set(map(str, _list(one.get("rows")))))
+        others = [one for one in self._lines() if one.get("run") != self.run.id or one.get("weights", weights) != weights]
+        return sum(1 for one in others if mine & set(map(str, _list(one.get("rows")))))
 
-    def add(self, names: Sequence[str]) -> None:
-        line = {"at": time.time(), "run": self.run.id, "candidates": list(names), "rows": self.rows}
+    def of_other_weights(self, weights: str) -> bool:
+        """Whether this run's last look was for other weights than these."""
+        own = [one for one in self._lines() if one.get("run") == self.run.id]
+        return bool(own) and own[-1].get("weights", weights) != weights
+
+    def add(self, names: Sequence[str], weights: str) -> None:
+        line = {"at": time.time(), "run": self.run.id, "candidates": list(names), "rows": self.rows, "weights": weights}
         with Path(self.path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from evals.task.schema import AsRead, task_schema
-from trainer.recipe import Recipe
+from trainer.recipe import SHORTHANDS, Recipe
 
 
 def published_schema() -> dict[str, Any]:
@@ -19,6 +19,7 @@ def published_schema() -> dict[str, Any]:
         # No defaults: the recommended recipe depends on the data and the model.
         one.pop("default", None)
         one.pop("title", None)
+    recipe["properties"]["method"]["enum"] += SHORTHANDS
     schema["properties"]["train"] |= {"properties": recipe["properties"], "additionalProperties": False}
     return schema
 

@@ -28,6 +28,7 @@ def verdict(task: Task, run: Run, recommendation: Recommendation, result: Reeval
                 result.general.forgetting,
                 tuned,
                 task.spec.prices,
+                benchmarks=result.general.measures.benchmarks,
                 clean=result.claim_without_tainted,
                 judge=result.judge,
             )

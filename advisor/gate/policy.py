@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from advisor.decision.compare import Comparison
-from advisor.decision.cost import request_cost
+from advisor.decision.cost import cost_per_1k, request_cost
+from advisor.decision.forgetting import Benchmark
 from advisor.decision.outcome import JudgeState
 from evals.scores import Scores
 from evals.statistics.margin import NonInferiority
@@ -58,13 +59,15 @@ def decide(
     forgetting: NonInferiority,
     tuned: Scores,
     prices: PricesSpec,
+    benchmarks: Sequence[Benchmark] = (),
     clean: Comparison | None = None,
     judge: JudgeState | None = None,
 ) -> Verdict:
     """The verdict on a tuned model: gain on the locked test, pooled loss on general benchmarks, cost of a request.
 
-    `clean` is the gain without the test items that leak: the same limit holds for it. `judge`: where a judge's scores decide
-    and people have not calibrated it, nothing passes on its word.
+    `benchmarks` are the single ones; only those that the policy names have a rule. `clean` is the gain without the test items that
+    leak: the same limit holds for it. `judge`: where a judge's scores decide and people have not calibrated it, nothing passes on its
+    word.
     """
     rules = [
         at_least(
@@ -85,6 +88,8 @@ def decide(
             f"no greater loss than the margin {forgetting.answer}",
         ),
     ]
+    measured = {one.task: one for one in benchmarks}
+    rules += [_benchmark_rule(name, limit, measured.get(name)) for name, limit in gate.benchmarks.items()]
     if clean is not None:
         sentence = f"the same without the {gain.n - clean.n} test items that stand nearly alike in train or dev, n = {clean.n}"
         rules.append(at_least("min_gain_untainted", clean.difference, clean.low, clean.high, gate.min_gain, sentence))
@@ -103,8 +108,23 @@ def overall(rules: Sequence[RuleVerdict]) -> Answer:
     return "fail" if "fail" in answers else "inconclusive" if "inconclusive" in answers else "pass"
 
 
+def _benchmark_rule(name: str, limit: float, measured: Benchmark | None) -> RuleVerdict:
+    rule = f"max_forgetting.{name}"
+    if measured is None or measured.change is None:
+        # What was not measured was not kept.
+        why = "is not in the suite that was measured" if measured is None else "has no item that is not in the training rows"
+        return RuleVerdict(rule, 0.0, -1.0, 1.0, limit, "inconclusive", f"the benchmark {name} {why}")
+    found = measured.change
+    sentence = f"loss on {name} alone, n = {found.n}, one-sided 95% bounds"
+    return at_most(rule, -found.estimate, -found.high, -found.low, limit, sentence)
+
+
 def _cost_rule(limit: float, tuned: Scores, prices: PricesSpec) -> RuleVerdict:
-    costs = [1000 * (request_cost(item, prices) or 0.0) for item in tuned.items]
+    each = [request_cost(item, prices) for item in tuned.items]
+    costs = [1000 * one for one in each if one is not None]
+    if len(costs) < len(each):
+        # What is not priced is not free.
+        return RuleVerdict("max_cost_per_1k", 0.0, 0.0, 0.0, limit, "inconclusive", "a request has no price in the task file")
     # The interval is made for scores in [0, 1]: costs are scaled to it and back.
     scale = max(*costs, 1e-12)
     interval = mean_interval([cost / scale for cost in costs])
@@ -114,7 +134,7 @@ def _cost_rule(limit: float, tuned: Scores, prices: PricesSpec) -> RuleVerdict:
         interval.low * scale,
         interval.high * scale,
         limit,
-        f"cost of 1,000 requests to {tuned.candidate}, n = {interval.n}, 95% interval",
+        f"cost of 1,000 requests to {tuned.candidate} by {cost_per_1k(tuned, prices).basis}, n = {interval.n}, 95% interval",
     )
 
 

@@ -7,14 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 from advisor.decision.compare import without
-from advisor.decision.cost import break_even_requests, cost_per_1k
+from advisor.decision.cost import cost_per_1k
+from advisor.report.forgetting import forgetting_record
 from advisor.report.journey import Journey
+from advisor.report.money import build_money
 from baselines.rag.relevance import Retrieval
-from evals.records import content_hash
+from evals.records import content_hash, read_json
 from evals.scores import Scores
 from evals.statistics.paired import mean_interval
 from evals.task.checks.findings import counts
 from evals.task.load import Task
+from trainer.recipe import Recipe
 
 SHOWN_EXAMPLES = 3
 SHOWN_CHARACTERS = 400
@@ -43,7 +46,8 @@ def build_report(journey: Journey) -> dict[str, Any]:
         "race": asdict(journey.race) if journey.race and journey.race.left else None,
         "retrieval": [_retrieval(one) for one in journey.retrievals],
         "recommendation": asdict(journey.recommendation) if journey.recommendation else None,
-        "training": asdict(journey.trained) if journey.trained else None,
+        "training": _training(journey),
+        "repair": asdict(journey.repair) if journey.repair else None,
         "test": [_row(one, task, "test", result.tainted) for one in result.test] if result else [],
         "claim": asdict(result.claim) if result else None,
         "judge": asdict(result.judge) if result and result.judge else None,
@@ -51,11 +55,19 @@ def build_report(journey: Journey) -> dict[str, Any]:
         "claim_without_tainted": asdict(result.claim_without_tainted) if result and result.claim_without_tainted else None,
         "other_comparisons": [asdict(one) for one in result.others] if result else [],
         "earlier_looks": result.earlier_looks if result else 0,
-        "general": _general(journey),
-        "money": _money(journey),
+        "general": forgetting_record(result.general.measures) if result and result.general else None,
+        "money": build_money(journey),
         "examples": _examples(journey),
         "verdict": asdict(journey.verdict) if journey.verdict else None,
     }
+
+
+def _training(journey: Journey) -> dict[str, Any] | None:
+    trained = journey.trained
+    if trained is None:
+        return None
+    recipe = Recipe.of(read_json(journey.folder / "training" / "recipe.json"))
+    return {**asdict(trained), "folder": trained.folder.name, "method": recipe.title}
 
 
 def _data(journey: Journey) -> dict[str, Any] | None:
@@ -96,53 +108,6 @@ def _retrieval(one: Retrieval) -> dict[str, Any]:
         "milliseconds": one.milliseconds,
         "figures": {name: {"value": value, "low": low, "high": high} for name, (value, low, high) in one.figures.items()},
     }
-
-
-def _general(journey: Journey) -> dict[str, Any] | None:
-    general = journey.reevaluated.general if journey.reevaluated else None
-    if general is None:
-        return None
-    tuned = general.tuned.by_task()
-    return {
-        "suite": general.base.suite,
-        "base": general.base.mean,
-        "tuned": general.tuned.mean,
-        "forgetting": asdict(general.forgetting),
-        "tasks": [
-            {
-                "task": name,
-                "n": len(items),
-                "base": sum(one.score for one in items) / len(items),
-                "tuned": sum(one.score for one in tuned[name]) / len(items),
-                "lost": sum(a.score > b.score for a, b in zip(items, tuned[name], strict=True)),
-                "won": sum(a.score < b.score for a, b in zip(items, tuned[name], strict=True)),
-            }
-            for name, items in general.base.by_task().items()
-        ],
-    }
-
-
-def _money(journey: Journey) -> dict[str, Any] | None:
-    """Training cost and break-even against the rival, where prices are stated."""
-    task, result, trained = journey.task, journey.reevaluated, journey.trained
-    if not (result and trained) or task.spec.prices.gpu_hour is None:
-        return None
-    tuned, rival = (cost_per_1k(one, task.spec.prices).money for one in result.test[:2])
-    training = trained.seconds / 3600 * task.spec.prices.gpu_hour
-    requests = break_even_requests(training, _each(rival), _each(tuned))
-    traffic = task.spec.traffic
-    days = requests / traffic.requests_per_month * 30 if requests is not None and traffic else None
-    return {
-        "training": training,
-        "tuned_per_1k": tuned,
-        "rival_per_1k": rival,
-        "break_even_requests": requests,
-        "break_even_days": days,
-    }
-
-
-def _each(per_1k: float | None) -> float | None:
-    return None if per_1k is None else per_1k / 1000
 
 
 def _examples(journey: Journey) -> list[dict[str, str]]:

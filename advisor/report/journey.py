@@ -8,6 +8,7 @@ from pathlib import Path
 from advisor.decision.outcome import Reevaluation
 from advisor.decision.raced import Race
 from advisor.decision.recommend import Recommendation
+from advisor.decision.repair import Repair
 from advisor.gate.policy import Verdict
 from baselines.rag.relevance import Retrieval
 from evals.scores import Scores
@@ -29,6 +30,7 @@ class Journey:
     verdict: Verdict | None = None
     checks: Checks | None = None
     race: Race | None = None
+    repair: Repair | None = None
     retrievals: tuple[Retrieval, ...] = ()
 
     @property

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-ACTIONS = {
-    "prompt": "Prompt the model as it is; do not train.",
-    "optimised_prompt": "Prompt the model with the instruction that the search found; do not train.",
-    "tools": "Let the model call tools; do not train.",
-    "no_llm": "Use no language model at all.",
-    "rag": "Retrieve: put passages of the documents before the question; do not train.",
-    "fine_tune": "Fine-tune (LoRA).",
-    "rag_on_tuned": "Fine-tune (LoRA), and put passages of the documents before each question.",
-    "collect_data": "Neither prompting, retrieval nor training is shown to work: collect better data first.",
-    "undecided": "Undecided: the evidence does not settle it.",
-}
-VERDICTS = {
-    "pass": "PASS: every rule of the gate holds.",
-    "fail": "FAIL: a rule of the gate is broken.",
-    "inconclusive": "INCONCLUSIVE: the evidence does not carry every rule of the gate.",
-    "not_applicable": "Not applicable: no weights were changed.",
-}
+from advisor.report.forgetting import forgetting_section
+from advisor.report.money import money_section
+from advisor.report.quoted import block, plain
+from advisor.report.repair import repair_section
+from advisor.report.table import table
+from advisor.report.words import ACTIONS, SURE, VERDICTS
 
 
 def render(report: dict[str, Any]) -> str:
-    sections = (_head, _data, _dev, _retrieval, _training, _test, _general, _gate, _money, _examples, _foot)
-    parts = [section(report) for section in sections]
+    measured = (_data, _dev, _retrieval, _training, repair_section, _test, forgetting_section)
+    parts = [section(report) for section in (_head, *measured, _gate, money_section, _examples, _foot)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---" if index == 0 else "---:" for index in range(len(head))], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _interval(low: float, high: float) -> str:
@@ -48,7 +31,8 @@ def _head(report: dict[str, Any]) -> str:
     lines = [f"# {report['task']['name']}: prompt, retrieve or fine-tune?", ""]
     if recommendation:
         lines += [
-            f"**Recommendation: {ACTIONS[recommendation['action']]}** Candidate: `{recommendation['candidate']}`.",
+            f"**Recommendation: {ACTIONS[recommendation['action']]}** Candidate: `{recommendation['candidate']}`. "
+            f"{SURE[bool(recommendation.get('sure'))]}",
             "",
         ]
     if verdict:
@@ -62,6 +46,14 @@ def _head(report: dict[str, Any]) -> str:
         lines += [f"- {one['sentence']} (`{one['rule']}`)" for one in recommendation["reasons"]]
         lines += ["", "What would change this:", ""]
         lines += [f"- {one}" for one in recommendation["would_change"]]
+        for title, told in (
+            ("What would settle it", recommendation.get("settle") or []),
+            (
+                "The same evidence under other circumstances",
+                [one["sentence"] for one in recommendation.get("sensitivity") or []],
+            ),
+        ):
+            lines += ["", f"{title}:", "", *(f"- {one}" for one in told)] if told else []
     return "\n".join(lines).strip()
 
 
@@ -88,7 +80,7 @@ def _scores(rows: list[dict[str, Any]], metric: str) -> str:
         line += [f"{row['other_metrics'][name]:.3f}" for name in others]
         line += [f"{cost['prompt_tokens'] / 1000:.0f}", f"{cost['output_tokens'] / 1000:.0f}", f"{cost['seconds']:.0f}"]
         body.append([*line, "" if cost["money"] is None else f"{cost['money']:.4f}"] if money else line)
-    return _table([*head, "money per 1,000"] if money else head, body)
+    return table([*head, "money per 1,000"] if money else head, body)
 
 
 def _data(report: dict[str, Any]) -> str:
@@ -101,15 +93,8 @@ def _data(report: dict[str, Any]) -> str:
     if not told and not rest:
         return "## The data\n\nNo leak between the splits and no doubtful row was found."
     # Messages quote the data: in a block of code, nothing of it is markup.
-    lines = [f"{one['level']}: {_plain(one['sentence'])}" for one in [*told, *rest]]
-    return f"## The data\n\n{_block(lines)}"
-
-
-def _block(lines: list[str]) -> str:
-    text = "\n".join(lines)
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
+    lines = [f"{one['level']}: {plain(one['sentence'])}" for one in [*told, *rest]]
+    return f"## The data\n\n{block(lines)}"
 
 
 def _dev(report: dict[str, Any]) -> str:
@@ -131,7 +116,7 @@ def _dev(report: dict[str, Any]) -> str:
             for one in recommendation["comparisons"]
         ]
         text += "\n\nPaired on the same items, in points of 100 (Holm over the rows):\n\n"
-        text += _table(["comparison", "difference", "95% interval", "p, adjusted"], rows)
+        text += table(["comparison", "difference", "95% interval", "p, adjusted"], rows)
     return text
 
 
@@ -143,7 +128,7 @@ def _race(report: dict[str, Any]) -> str:
     rows = [[f"`{one['candidate']}`", one["kind"], str(one["items"]), f"{one['score']:.3f}"] for one in reversed(raced["left"])]
     return (
         f"\n\nOther ways to ask left a race on the same items before its end, the lowest first "
-        f"({raced['spent']} answers spent on it):\n\n{_table(['left', 'kind', 'after items', 'score on them'], rows)}"
+        f"({raced['spent']} answers spent on it):\n\n{table(['left', 'kind', 'after items', 'score on them'], rows)}"
     )
 
 
@@ -169,7 +154,7 @@ def _retrieval(report: dict[str, Any]) -> str:
     left = sum(first["unmeasured"].values())
     asked = f"{first['n']} dev questions, judged by the {first['kind']}" + (f" ({left} cannot be measured)" if left else "")
     head = ["way to search and to cut", *FOUND, "recall@5, 95% interval", "ms a question"]
-    return f"## Retrieval, apart from answering\n\n{asked}. No model was asked here.\n\n{_table(head, rows)}"
+    return f"## Retrieval, apart from answering\n\n{asked}. No model was asked here.\n\n{table(head, rows)}"
 
 
 def _training(report: dict[str, Any]) -> str:
@@ -178,9 +163,9 @@ def _training(report: dict[str, Any]) -> str:
         return ""
     dropped = f" {one['dropped']} rows were too long and left out." if one["dropped"] else ""
     return (
-        f"## Training\n\nLoRA SFT on {one['rows']} rows: {one['steps']} steps, {one['train_tokens']:,} tokens in "
+        f"## Training\n\n{one['method']} on {one['rows']} rows: {one['steps']} steps, {one['train_tokens']:,} tokens in "
         f"{one['seconds']:.0f} s ({one['tokens_per_second']:.0f} tokens/s), peak memory {one['peak_memory_mib']:.0f} MiB."
-        f"{dropped} The recipe is in `training/recipe.json`, the adapter in `training/adapter/`."
+        f"{dropped} The recipe is in `training/recipe.json`, the weights in `training/{one['folder']}/`."
     )
 
 
@@ -204,7 +189,7 @@ def _test(report: dict[str, Any]) -> str:
         f"**{100 * claim['difference']:+.1f} points, 95% interval {_points(claim['low'], claim['high'])}**.\n\n"
         f"{_scores(report['test'], report['task']['metrics'][0])}\n\n"
         "Paired, in points of 100 (the first row is the claim; Holm over the rows):\n\n"
-        f"{_table(['comparison', 'difference', '95% interval', 'p, adjusted'], rows)}"
+        f"{table(['comparison', 'difference', '95% interval', 'p, adjusted'], rows)}"
     )
     clean = report["claim_without_tainted"]
     if report["tainted"]:
@@ -216,32 +201,9 @@ def _test(report: dict[str, Any]) -> str:
             else "Without them too few are left for a claim."
         )
     if looks:
-        text += f"\n\n**These test rows were looked at {looks} time(s) before by other runs: the claim is weaker for it.**"
+        text += f"\n\n**These test rows were looked at {looks} time(s) before, by other runs or for other weights: "
+        text += "the claim is weaker for it.**"
     return text
-
-
-def _general(report: dict[str, Any]) -> str:
-    general = report["general"]
-    if not general:
-        return ""
-    found = general["forgetting"]
-    rows = [
-        [one["task"], str(one["n"]), f"{one['base']:.3f}", f"{one['tuned']:.3f}", str(one["lost"]), str(one["won"])]
-        for one in general["tasks"]
-    ]
-    rows.append(["**pooled**", str(found["n"]), f"{general['base']:.3f}", f"{general['tuned']:.3f}", "", ""])
-    answer = {
-        "holds": f"the loss is smaller than the margin of {100 * found['margin']:.0f} points",
-        "broken": f"the loss is greater than the margin of {100 * found['margin']:.0f} points",
-        "undecided": f"whether the loss is under the margin of {100 * found['margin']:.0f} points is not settled",
-    }[found["answer"]]
-    more = f" (about {found['more_items']} more items would settle it)" if found["more_items"] else ""
-    return (
-        f"## Forgetting: suite `{general['suite']}`, base against tuned on the same items\n\n"
-        f"Pooled change {100 * found['estimate']:+.1f} points, one-sided 95% bounds {_points(found['low'], found['high'])}: "
-        f"**{answer}**{more}.\n\n"
-        f"{_table(['benchmark', 'items', 'base', 'tuned', 'lost', 'won'], rows)}"
-    )
 
 
 def _gate(report: dict[str, Any]) -> str:
@@ -259,35 +221,7 @@ def _gate(report: dict[str, Any]) -> str:
         for one in verdict["rules"]
     ]
     notes = "\n".join(f"- `{one['rule']}`: {one['sentence']}" for one in verdict["rules"])
-    return f"## The gate\n\n{_table(['rule', 'value', 'interval', 'limit', 'verdict'], rows)}\n\n{notes}"
-
-
-def _money(report: dict[str, Any]) -> str:
-    money = report["money"]
-    spent = report["recommendation"]["spent"] if report["recommendation"] else {}
-    lines = []
-    if spent:
-        lines.append(
-            f"Spent to learn this: {spent['requests']:.0f} requests to the model ({spent['model_seconds']:.0f} s) and "
-            f"{spent['probe_training_seconds']:.0f} s of training."
-        )
-    if "race_answers" in spent:
-        lines.append(
-            f"The race took {spent['race_answers']:.0f} answers (some of them the same), "
-            f"the search for instructions {spent['search_requests']:.0f} requests."
-        )
-    if money:
-        lines.append(f"Training cost {money['training']:.4f} at the stated price of the machine.")
-        if money["break_even_requests"] is None:
-            lines.append(
-                "A request to the tuned model is not cheaper than to its rival: training does not pay for itself by cost."
-            )
-        else:
-            days = (
-                f", {money['break_even_days']:.1f} days at the stated traffic" if money["break_even_days"] is not None else ""
-            )
-            lines.append(f"It pays for itself after {money['break_even_requests']:,.0f} requests{days}.")
-    return "## Cost\n\n" + " ".join(lines) if lines else ""
+    return f"## The gate\n\n{table(['rule', 'value', 'interval', 'limit', 'verdict'], rows)}\n\n{notes}"
 
 
 def _examples(report: dict[str, Any]) -> str:
@@ -295,14 +229,9 @@ def _examples(report: dict[str, Any]) -> str:
         return ""
     blocks = []
     for one in report["examples"]:
-        text = "\n".join(f"{name + ':':<26} {_plain(str(value))}" for name, value in one.items())
-        blocks.append(_block([text]))
+        text = "\n".join(f"{name + ':':<26} {plain(str(value))}" for name, value in one.items())
+        blocks.append(block([text]))
     return "## Where the two differ\n\n" + "\n\n".join(blocks)
-
-
-def _plain(text: str) -> str:
-    """One line of printable characters: a terminal that shows the report must not obey what the data says."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in " ".join(text.split()))
 
 
 def _foot(report: dict[str, Any]) -> str:

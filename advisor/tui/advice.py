@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from advisor.report.markdown import ACTIONS, VERDICTS
+from advisor.report.words import ACTIONS, SURE, VERDICTS
 from advisor.tui.text import bullet, duration, line, number, points
 from evals.errors import clean
 
@@ -28,11 +28,13 @@ SIGNS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not_applicable": "�
 def recommendation_text(one: Recommendation) -> Content:
     headline = (clean(ACTIONS.get(one.action, one.action)), "bold $text-primary")
     parts = [
-        Content.assemble(headline, f"  Candidate: {line(one.candidate)}."),
+        Content.assemble(headline, f"  Candidate: {line(one.candidate)}.  ", (clean(SURE[one.sure]), "dim")),
         _list("Why", [Content(clean(reason.sentence)) for reason in one.reasons]),
         _list("Compared on the same items", [comparison_text(each) for each in one.comparisons]),
         _list("What this cannot tell", [Content(clean(each)) for each in one.cannot_tell]),
         _list("What would change it", [Content(clean(each)) for each in one.would_change]),
+        _list("What would settle it", [Content(clean(each)) for each in one.settle]),
+        _list("Under other circumstances", [Content(clean(each.sentence)) for each in one.sensitivity]),
         _spent(one.spent),
     ]
     return Content("").join(parts)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evals.task.load import Task
 
 # As advisor.flow.whole.STAGES, which is too heavy to import before the first screen (a test holds the two together).
-STAGES = ("intake", "baselines", "advice", "training", "re-evaluation", "verdict")
+STAGES = ("intake", "baselines", "advice", "training", "repair", "re-evaluation", "verdict")
 
 
 class Flow(Protocol):

@@ -47,7 +47,7 @@ class Stage:
 
 
 class Stages(Static):
-    """The six stages with their state and time."""
+    """The seven stages with their state and time."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__("", id=id, markup=False)
@@ -132,7 +132,8 @@ class Training(Vertical):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._purpose, self._step, self._dev = "", 0, "–"
+        self._purpose, self._step = "", 0
+        self._measured = {"dev loss": "–"}
 
     def compose(self) -> ComposeResult:
         yield Static("", id="training-loss", markup=False)
@@ -142,14 +143,18 @@ class Training(Vertical):
     def stepped(self, event: TrainingStep) -> None:
         self.display = True
         if event.purpose != self._purpose or event.step < self._step:
-            self._dev, self.losses = "–", ()
+            self._measured, self.losses = {"dev loss": "–"}, ()
         self._purpose, self._step = event.purpose, event.step
         if event.loss is not None and math.isfinite(event.loss):
             self.losses = (*self.losses, event.loss)
-        if event.dev_loss is not None:
-            self._dev = number(event.dev_loss, ".3f")
+        found = {"dev loss": event.dev_loss, "dev score": event.dev_score, "KL": event.kl}
+        self._measured |= {name: number(value, ".3f") for name, value in found.items() if value is not None}
         last = number(self.losses[-1] if self.losses else None, ".3f")
-        self.query_one("#training-loss", Static).update(Content(f"loss {last}   dev loss {self._dev}"))
+        told = [f"loss {last}   dev loss {self._measured['dev loss']}"]
+        told += [
+            "   ".join(f"{name} {self._measured[name]}" for name in found if name != "dev loss" and name in self._measured)
+        ]
+        self.query_one("#training-loss", Static).update(Content("\n".join(filter(None, told))))
         speed = f"{number(event.tokens_per_second, ',.0f')} tokens/s   {number(event.memory_mib, ',.0f')} MiB"
         rate = f"learning rate {number(event.learning_rate, '.1e')}"
         self.query_one("#training-speed", Static).update(Content(f"{speed}\n{rate}"))

@@ -260,14 +260,16 @@ def _read(body: bytes) -> Response | None:
         return None
 
 
-def through(cache: ResponseCache, fingerprint: str, requests: Sequence[Request], ask: Ask) -> Iterator[Response]:
+def through(
+    cache: ResponseCache, fingerprint: str | Callable[[Request], str], requests: Sequence[Request], ask: Ask
+) -> Iterator[Response]:
     """Responses to `requests`, each once under its request's own `id`: the kept ones at once, then those that `ask` gives.
 
     Equal requests (by `request_key`) are asked once and all get that answer. Each answer is on disk before it is yielded: a
     killed process, or closing this generator, loses none that was seen. The `seconds` of a kept response stay what it cost
-    when it was asked, because the figures of cost rest on them.
+    when it was asked, because the figures of cost rest on them. `fingerprint` may be each request's own.
     """
-    keys = [request_key(fingerprint, request) for request in requests]
+    keys = [request_key(fingerprint if isinstance(fingerprint, str) else fingerprint(request), request) for request in requests]
     kept = cache.get_many(key for key in keys if key)
     equal: dict[str | int, list[Request]] = {}
     try:

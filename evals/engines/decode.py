@@ -28,7 +28,8 @@ SPREAD = 2.0
 
 @dataclass
 class Row:
-    """One request on its way. `ids` is the prompt without the prefix of all; `told` the tokens that progress has counted."""
+    """One request on its way. `ids` is the prompt without the prefix of all; `told` the tokens that progress has counted;
+    `cached` how many of `ids` were read for another row of its group."""
 
     index: int
     ids: list[int]
@@ -43,6 +44,7 @@ class Row:
     logprob: float = 0.0
     seconds: float = 0.0
     told: int = 0
+    cached: int = 0
     ended: bool = False
     truncated: bool = False
 
@@ -339,6 +341,7 @@ class LaneStore:
             if length:
                 own = read_prefix(self.forward, members[0].tokens[:length], self.prefix, self.device)
                 self.lanes.seed(own, first, len(members))
+                _credit(members[1:], length)
             first += len(members)
         first, found = active, []
         for rows, length in self._batches(groups):
@@ -385,6 +388,12 @@ class LaneStore:
             if source != target:
                 self.lanes.copy(source, target, self.filled[source])
         self.filled = [self.filled[place] for place in places]
+
+
+def _credit(rows: Sequence[Row], length: int) -> None:
+    """Count what was read for another row. A row that starts again may share its answer's beginning too: that is no prompt."""
+    for row in rows:
+        row.cached = max(row.cached, min(length, len(row.ids)))
 
 
 def read_prefix(forward: Forward, ids: Sequence[int], before: Prefix | None, device: str) -> Prefix:

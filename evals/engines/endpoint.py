@@ -406,7 +406,8 @@ class EndpointEngine:
         tokens = self._usage(found, request, text, tell)
         ended = choice.get("finish_reason")
         if ended == "content_filter":
-            return Response(request.id, "", *tokens, seconds, skipped="the server's content filter withheld the answer")
+            withheld = "the server's content filter withheld the answer"
+            return Response(request.id, "", *tokens, seconds, skipped=withheld, cached_tokens=_cached(found, tokens[0]))
         truncated = ended == "length"
         calls: tuple[ToolCall, ...] = ()
         if request.tools:
@@ -421,7 +422,8 @@ class EndpointEngine:
         # The tokens of a wrapped answer are not the answer's own.
         wrapped = request.constraint is not None and request.constraint.kind == "choice"
         logprob = _logprob(choice) if request.logprob and not wrapped else None
-        return Response(request.id, cut, *tokens, seconds, truncated, logprob=logprob, calls=calls)
+        cached = _cached(found, tokens[0])
+        return Response(request.id, cut, *tokens, seconds, truncated, logprob=logprob, calls=calls, cached_tokens=cached)
 
     def _usage(self, found: Any, request: Request, text: str, tell: Callable[[Event], None]) -> tuple[int, int]:
         """Tokens in and out as the server counted them; without a count, 4 characters a token, with a note."""
@@ -558,6 +560,15 @@ def _with_calls(text: str, named: Sequence[Any]) -> tuple[str, tuple[ToolCall, .
     read = [(one, as_call(one)) for one in named]
     broken = [json.dumps(one, ensure_ascii=False) for one, call in read if call is None]
     return "\n".join(filter(None, [text, *broken])), tuple(call for _, call in read if call)
+
+
+def _cached(found: Any, prompt_tokens: int) -> int:
+    """Prompt tokens that the server had read before, where it says so (OpenAI's `prompt_tokens_details`); never more than all."""
+    try:
+        told = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+    except (KeyError, TypeError):
+        return 0
+    return min(told, prompt_tokens) if isinstance(told, int) and told > 0 else 0
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> str:

@@ -89,7 +89,8 @@ class Response:
     `skipped` is a reason where the model could not be asked (a prompt longer than its context), else empty. `logprob` is
     the summed log-probability (natural) of the answer's tokens under the model, its end mark included, where it was asked
     for and is known. `calls` are the tool calls that the model made (only where the request offered tools); `text` is then
-    what it said beside them.
+    what it said beside them. `cached_tokens` are those of the prompt tokens that were not computed again, since another request
+    begins alike: what a server with prefix caching bills at a lower price (0 where the server does not tell).
     """
 
     id: str
@@ -101,6 +102,7 @@ class Response:
     skipped: str = ""
     logprob: float | None = None
     calls: tuple[ToolCall, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

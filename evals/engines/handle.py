@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from evals.engines import attention
 from evals.engines.attention import Decoding, Pass
 from evals.engines.budget import Budget, measured_budget
 from evals.engines.decode import LaneStore, OutOfMemoryError, Row, read_prefix
 from evals.engines.engine import Message, ToolCall
-from evals.engines.machine import Machine, measure_machine
+from evals.engines.machine import Machine, free_memory_mib, measure_machine
 from evals.engines.models import resolve_model, weights_fingerprint
-from evals.engines.tokenizer import open_tokenizer
+from evals.engines.tokenizer import make_room, open_tokenizer, tokenizer_hash
 from evals.engines.tool_calls import parsed_by_tokenizer, read_calls
 from evals.errors import AdvisorError
 from evals.events import Note, OnEvent, waiting
@@ -73,14 +74,24 @@ TURN_MARK = re.compile(r"<\|\w+\|>")
 class ModelHandle:
     """Weights and tokeniser of one base model, loaded when first needed and shared by the base and every adapter.
 
-    `folder` and `fingerprint` need no weights in memory, so that a run whose records are all there loads nothing.
+    `folder` and `fingerprint` need no weights in memory, so that a run whose records are all there loads nothing. A tokeniser of its
+    own (`tokenizer_folder`) an adapter has that was trained with a chat template, or with tokens, that the base is without.
     """
 
-    def __init__(self, name: str, dtype: str, on_event: OnEvent, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        dtype: str,
+        on_event: OnEvent,
+        *,
+        trust_remote_code: bool = False,
+        tokenizer_folder: Path | None = None,
+    ) -> None:
         self.name = name
         self.wanted_dtype = dtype
         self.on_event = on_event
         self.trust_remote_code = trust_remote_code
+        self.tokenizer_folder = tokenizer_folder
         self.adapters: dict[str, str] = {}
         self._active: Any = None
 
@@ -124,7 +135,8 @@ class ModelHandle:
     @cached_property
     def tokenizer(self) -> Any:
         try:
-            tokenizer, own = open_tokenizer(self.folder, trust_remote_code=self.trust_remote_code, padding_side="left")
+            folder, trusted = self.tokenizer_folder or self.folder, self.trust_remote_code and not self.tokenizer_folder
+            tokenizer, own = open_tokenizer(folder, trust_remote_code=trusted, padding_side="left")
         except (OSError, ValueError, KeyError) as error:
             raise self._broken("tokeniser", error) from error
         if not own:
@@ -177,6 +189,8 @@ class ModelHandle:
                     trust_remote_code=self.trust_remote_code,
                     local_files_only=True,
                 )
+                if self.tokenizer_folder:
+                    make_room(model, len(self.tokenizer))
                 return model.to(self.device).eval()
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise self._broken("model", error) from error
@@ -318,13 +332,23 @@ class ModelHandle:
         heads = getattr(config, "num_key_value_heads", None) or queries
         size = getattr(config, "head_dim", None) or config.hidden_size // queries
         each = 2 * config.num_hidden_layers * heads * size * getattr(torch, self.dtype).itemsize
-        if self.device == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-        else:
-            import psutil
+        return int(MEMORY_SHARE * free_memory_mib(self.device) * 2**20 / each)
 
-            free = psutil.virtual_memory().available
-        return int(MEMORY_SHARE * free / each)
+    @cached_property
+    def _trained(self) -> WeakValueDictionary[str, ModelHandle]:
+        return WeakValueDictionary()
+
+    def trained(self, folder: Path) -> ModelHandle:
+        """Another model's weights, asked as these are: loaded once as long as any engine has them, and let go with the last."""
+        made = ModelHandle(str(folder), self.wanted_dtype, self.on_event, trust_remote_code=self.trust_remote_code)
+        return self._trained.setdefault(made.fingerprint, made)
+
+    def asked_with(self, folder: Path) -> ModelHandle:
+        """These weights asked with the tokeniser of an adapter's `folder`, in a model of their own: the base has other embeddings."""
+        made = ModelHandle(
+            self.name, self.wanted_dtype, self.on_event, trust_remote_code=self.trust_remote_code, tokenizer_folder=folder
+        )
+        return self._trained.setdefault(f"{folder.resolve()} {tokenizer_hash(folder)}", made)
 
     def load_adapter(self, folder: Path, name: str, digest: str) -> None:
         """Put a LoRA adapter into the model, once a name and content."""
@@ -347,6 +371,8 @@ class ModelHandle:
                     )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise self._broken("adapter", error, folder) from error
+        if self.tokenizer_folder:
+            write_tokens(self.model)
         self.model.eval()
         self.adapters[name] = digest
         self._active = UNKNOWN
@@ -367,6 +393,15 @@ class ModelHandle:
             elif self.adapters:
                 self.model.base_model.disable_adapter_layers()
         self._active = wanted
+
+
+def write_tokens(model: Any) -> None:
+    """Write the rows that an adapter has for its new tokens into the embeddings: peft would copy the whole matrix at each forward."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.merge()
 
 
 def out_of_memory(error: RuntimeError) -> Exception:

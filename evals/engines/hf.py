@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from evals.engines.adapter_card import check_adapter
 from evals.engines.attention import Prefix
 from evals.engines.cache import ResponseCache, through
+from evals.engines.chat import Chat, chat_of, ids_of
 from evals.engines.decode import (
     Chooser,
     LaneStore,
@@ -28,8 +29,8 @@ from evals.engines.decode import (
 from evals.engines.engine import Message, Request, Response, ScoreRequest, ToolCall
 from evals.engines.handle import Adapter, ModelHandle, out_of_memory
 from evals.engines.models import parameter_count
-from evals.engines.scoring import Choices, Likelihood, divergences, likelihoods
-from evals.engines.tokenizer import PLAIN_TEMPLATE
+from evals.engines.scoring import Choices, Compared, Likelihood, compared, likelihoods
+from evals.engines.tokenizer import PLAIN_TEMPLATE, adapter_tokenizer, tokenizer_hash
 from evals.engines.tool_calls import parsed_by_tokenizer, read_calls
 from evals.errors import AdvisorError
 from evals.events import OnEvent, Ticker
@@ -39,6 +40,8 @@ from evals.records import content_hash, file_hash
 MIN_SHARED = 32
 # Seconds without an answer after which the tokens are told.
 QUIET = 1.0
+# Wider than any tokeniser's own, so that none has to be loaded for answers that are kept: <|im_end|>, </s>, [INST], <start_of_turn>.
+LIKE_A_CONTROL_TOKEN = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,40}\]")
 
 
 class Pulse:
@@ -64,35 +67,24 @@ class Pulse:
         self.heard = time.monotonic()
 
 
-def one_call_a_turn(messages: Sequence[Message]) -> list[Message]:
-    """The same chat with each call in a turn of its own, before its result; turns whose results are not all there stay."""
-    found: list[Message] = []
-    left = list(messages)
-    while left:
-        turn, calls = left[0], left[0].tool_calls
-        results = [one for one in left[1 : 1 + len(calls)] if one.role == "tool"]
-        del left[: 1 + len(results) if len(results) == len(calls) else 1]
-        if len(calls) < 2 or len(results) < len(calls):
-            found += [turn, *results] if len(results) == len(calls) else [turn]
-            continue
-        named = {one.tool_call_id: one for one in results}
-        if named.keys() == {call.id for call in calls} and len(named) == len(calls):
-            results = [named[call.id] for call in calls]
-        for number, (call, result) in enumerate(zip(calls, results, strict=True)):
-            found += [replace(turn, content="" if number else turn.content, tool_calls=(call,)), result]
-    return found
-
-
 class HfEngine:
-    """A model in this process: the base, or the same weights with an adapter switched on."""
+    """A model in this process: the base, the same weights with an adapter switched on, or other weights trained from them.
 
-    def __init__(self, handle: ModelHandle, adapter: Adapter | None = None, cache: ResponseCache | None = None) -> None:
+    `called` names the last of these, whose folder's name says nothing.
+    """
+
+    def __init__(
+        self, handle: ModelHandle, adapter: Adapter | None = None, cache: ResponseCache | None = None, *, called: str = ""
+    ) -> None:
         self.handle = handle
         self.adapter = adapter
         self.cache = cache
+        self.called = called
 
     @property
     def name(self) -> str:
+        if self.called:
+            return self.called
         return f"{self.handle.folder.name}+{self.adapter.name}" if self.adapter else self.handle.folder.name
 
     @property
@@ -114,16 +106,27 @@ class HfEngine:
         return parameter_count(self.handle.folder)
 
     def with_adapter(self, folder: Path, name: str) -> HfEngine:
-        """The same weights with a LoRA adapter on top (safetensors only)."""
+        """What a training has left in `folder` (safetensors only): these weights with a LoRA adapter on top, or a whole model trained
+        from them, which has weights and a fingerprint of its own.
+
+        Raises AdvisorError where there is neither, or where its card names another base or other files.
+        """
+        if (folder / "config.json").is_file():
+            check_adapter(folder, self.handle.fingerprint)
+            return HfEngine(self.handle.trained(folder), None, self.cache, called=f"{self.handle.folder.name}+{name}")
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():
             raise AdvisorError("there is no adapter here", where=str(folder), do="run `advisor train` first.")
         config = folder / "adapter_config.json"
         if not config.is_file():
             raise AdvisorError("this adapter has no adapter_config.json", where=str(folder), do="run `advisor train` again.")
+        check_adapter(folder, self.handle.fingerprint)
         # The settings count too: rank and alpha scale the weights.
-        adapter = Adapter(name, folder, content_hash([file_hash(weights), file_hash(config)]))
-        return HfEngine(self.handle, adapter, self.cache)
+        named = [file_hash(weights), file_hash(config)]
+        if not adapter_tokenizer(folder):
+            return HfEngine(self.handle, Adapter(name, folder, content_hash(named)), self.cache)
+        adapter = Adapter(name, folder, content_hash([*named, tokenizer_hash(folder)]))
+        return HfEngine(self.handle.asked_with(folder), adapter, self.cache)
 
     def active(self) -> AbstractContextManager[Any]:
         """While this is entered, `handle.model` answers as this engine: with its adapter, or as the bare base."""
@@ -134,11 +137,11 @@ class HfEngine:
         return [len(ids) for ids in self._tokens(texts)]
 
     def count_prompts(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
-        return self.count_tokens([self.prompt_text(messages) for messages in prompts])
+        return [len(ids) for ids in ids_of(self.handle.tokenizer, [self._chat(messages) for messages in prompts])]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to where the assistant begins, by the model's own template."""
-        return self._tokens([self.prompt_text(messages)])[0]
+        return ids_of(self.handle.tokenizer, [self._chat(messages)])[0]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         found: list[list[int]] = (
@@ -148,35 +151,30 @@ class HfEngine:
 
     def prompt_text(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> str:
         """The chat as the model's template writes it, with the tools in the place that the template has for them."""
+        return self._chat(messages, tools).text
+
+    def _chat(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> Chat:
         if tools and not self.takes_tools:
             raise AdvisorError(
                 "the model's chat template has no place for tools",
                 where=self.name,
                 do="describe them in the prompt, or take a model that was made to call functions.",
             )
-        turns = [message.turn() for message in messages]
-        given = [json.loads(tool) for tool in tools] or None
-        tokenizer = self.handle.tokenizer  # outside: what is wrong with it is no fault of the template
-        try:
-            text: str = tokenizer.apply_chat_template(turns, tools=given, tokenize=False, add_generation_prompt=True)
-        except Exception as error:
-            # Llama's refuses several calls in one turn.
-            if len(apart := one_call_a_turn(messages)) > len(messages):
-                return self.prompt_text(apart, tools)
-            # Templates refuse roles they do not know (Gemma has no system turn): the instruction joins the first user turn.
-            if turns and turns[0]["role"] == "system" and len(turns) > 1:
-                joined = Message("user", f"{turns[0]['content']}\n\n{turns[1]['content']}")
-                return self.prompt_text([joined, *messages[2:]], tools)
-            raise AdvisorError(f"the chat template cannot render this: {error}", where=self.name) from error
-        return text
+        return chat_of(self.handle.tokenizer, messages, tools, where=self.name)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Response]:
-        return through(self.cache, self.fingerprint, requests, self._asked) if self.cache else self._asked(requests)
+        return through(self.cache, self._kept_under, requests, self._asked) if self.cache else self._asked(requests)
+
+    def _kept_under(self, request: Request) -> str:
+        """The fingerprint of the answer. What read like a control token in a text was one once: such answers are not taken for today's."""
+        texts = (*request.tools, *(f"{turn.content}{turn.tool_calls}{turn.name}" for turn in request.messages))
+        quotes = any(map(LIKE_A_CONTROL_TOKEN.search, texts))
+        return content_hash([self.fingerprint, "quoted"]) if quotes else self.fingerprint
 
     def _asked(self, requests: Sequence[Request]) -> Iterator[Response]:
         rows: list[Row] = []
-        prompts = [self.prompt_text(request.messages, request.tools) for request in requests]
-        for index, (request, ids) in enumerate(zip(requests, self._tokens(prompts), strict=True)):
+        chats = [self._chat(request.messages, request.tools) for request in requests]
+        for index, (request, ids) in enumerate(zip(requests, ids_of(self.handle.tokenizer, chats), strict=True)):
             if len(ids) + request.max_new_tokens > self.context_length:
                 reason = f"prompt of {len(ids)} tokens does not fit the context of {self.context_length}"
                 yield Response(request.id, "", len(ids), 0, 0.0, skipped=reason)
@@ -188,6 +186,38 @@ class HfEngine:
         chooser = Chooser(
             self.handle.tokenizer, self.handle.stop_ids, self.handle.grammar if any(row.matcher for row in rows) else None
         )
+        for row, shared, seconds in self._decoded(rows, chooser):
+            request = requests[row.index]
+            text, calls = self._read(chooser.text(row), row, chats[row.index].text, request.tools)
+            yield Response(
+                request.id,
+                text,
+                lengths[row.index],
+                len(row.answer),
+                row.seconds + seconds / len(rows),
+                row.truncated,
+                logprob=row.logprob if request.logprob else None,
+                calls=calls,
+                # The first one's reading of what all begin with was for the others too.
+                cached_tokens=row.cached + (shared if row is not rows[0] else 0),
+            )
+
+    def completions(self, rows: Sequence[Row], stop_ids: Sequence[int] = ()) -> Iterator[tuple[int, str]]:
+        """(index, what is written behind the row's own token ids) as rows finish: for callers that lay out their prompts themselves.
+
+        A row ends at one of its stop strings (which is left out), at a token that ends an answer or stands in `stop_ids`, or at its
+        limit. Raises AdvisorError where one does not fit the context.
+        """
+        for row in rows:
+            if row.room > self.context_length:
+                raise AdvisorError(f"{row.room} tokens do not fit the context of {self.context_length}", where=self.name)
+        chooser = Chooser(self.handle.tokenizer, [*self.handle.stop_ids, *stop_ids], None)
+        for row, _, _ in self._decoded(rows, chooser):
+            yield row.index, chooser.text(row)
+
+    def _decoded(self, rows: Sequence[Row], chooser: Chooser) -> Iterator[tuple[Row, int, float]]:
+        """Finished rows, with the tokens that all share and the seconds that it took to read these."""
+        longest = max((len(row.ids) for row in rows), default=0)
         pulse = Pulse(self.handle.on_event, f"{self.name} answers", sum(row.limit for row in rows))
         try:
             prefix, seconds = self._shared_prefix(rows)
@@ -197,20 +227,9 @@ class HfEngine:
 
             for row in decode(rows, store, self._lanes, chooser, pulse.told):
                 pulse.answered()
-                request = requests[row.index]
-                text, calls = self._read(chooser.text(row), row, prompts[row.index], request.tools)
-                yield Response(
-                    request.id,
-                    text,
-                    lengths[row.index],
-                    len(row.answer),
-                    row.seconds + seconds / len(rows),
-                    row.truncated,
-                    logprob=row.logprob if request.logprob else None,
-                    calls=calls,
-                )
+                yield row, len(prefix) if prefix else 0, seconds
         except OutOfMemoryError as error:
-            raise self._no_memory(max(lengths.values())) from error
+            raise self._no_memory(longest) from error
 
     def _read(self, text: str, row: Row, prompt: str, tools: Sequence[str]) -> tuple[str, tuple[ToolCall, ...]]:
         """What the model said beside its calls, and the calls. Their marks may be special tokens, which `text` is without."""
@@ -288,21 +307,25 @@ class HfEngine:
             raise AdvisorError("a text of one token has no perplexity", where=self.name)
         return [math.exp(total / count) for total, count in sums]
 
-    def divergence(self, tuned: HfEngine, texts: Sequence[str]) -> list[float]:
-        """KL(this || tuned) of each text's tokens, in nats a token. Both engines share one base; texts are cut at the context."""
-        ids = [one[: self.context_length] for one in self._tokens(texts)]
-        if any(len(one) < 2 for one in ids):
+    def compared(self, tuned: HfEngine, texts: Sequence[Sequence[int]]) -> list[Compared]:
+        """This one and `tuned` on token sequences, over this one's vocabulary. Raises AdvisorError for a sequence of one token."""
+        if any(len(one) < 2 for one in texts):
             raise AdvisorError("a text of one token says nothing about a next one", where=self.name)
         found = dict(
-            divergences(
+            compared(
                 self._forward,
-                tuned._forward,
-                ids,
+                lambda *given: tuned._forward(*given)[..., : self.handle.vocabulary],
+                texts,
                 vocabulary=self.handle.vocabulary,
                 pad=self.handle.tokenizer.pad_token_id,
             )
         )
         return [found[index] for index in range(len(texts))]
+
+    def divergence(self, tuned: HfEngine, texts: Sequence[str]) -> list[float]:
+        """KL(this || tuned) of each text's tokens, in nats a token, over this one's vocabulary; texts are cut at the context."""
+        found = self.compared(tuned, [one[: self.context_length] for one in self._tokens(texts)])
+        return [math.fsum(one.kl) / len(one.kl) for one in found]
 
     def _no_memory(self, tokens: int) -> AdvisorError:
         return AdvisorError(

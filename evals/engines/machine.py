@@ -75,6 +75,31 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory_mib(device: str) -> float:
+    """Memory that a process could have now, in MiB: of the GPU, else of the machine."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0]) / 2**20
+    import psutil
+
+    return float(psutil.virtual_memory().available) / 2**20
+
+
+def physical_cores() -> int:
+    """Cores of their own that this process may use: logical ones that share a unit count once. The same number in every session."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    try:
+        return max(1, len({_unit(core) for core in usable})) if usable else available_cores()
+    except OSError:
+        return available_cores()
+
+
+def _unit(core: int) -> tuple[str, str]:
+    folder = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
+    return (folder / "physical_package_id").read_text().strip(), (folder / "core_id").read_text().strip()
+
+
 def measure_machine(*, again: bool = False) -> Machine:
     """The measurement of this machine, from the cache where processor, cores, torch and device are the same."""
     import torch

@@ -212,16 +212,28 @@ def _batches(items: Sequence[_Item], chunk: int, places: int) -> Iterator[list[_
         yield batch
 
 
-def divergences(
+@dataclass(frozen=True)
+class Compared:
+    """Two models on one text, a value for each of its tokens but the first: KL(base || tuned) where it is predicted, and the token's
+    negative log-probability under each. Nats."""
+
+    kl: tuple[float, ...]
+    base: tuple[float, ...]
+    tuned: tuple[float, ...]
+
+
+def kl(p: Any, q: Any) -> Any:
+    """(places,): the sum over the last axis of p log(p / q), in nats, of log-probabilities (Kullback and Leibler 1951)."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def compared(
     base: Forward, tuned: Forward, texts: Sequence[Sequence[int]], *, vocabulary: int, pad: int
-) -> Iterator[tuple[int, float]]:
-    """(index, KL(base || tuned)) of each token sequence: the mean over its positions, in nats a token.
+) -> Iterator[tuple[int, Compared]]:
+    """(index, both models on it) of each token sequence (two tokens at least), longest first; one pass of each model.
 
-    KL = sum over the vocabulary of p log(p / q) at each position but those that predict nothing (Kullback and Leibler 1951).
-    `base` and `tuned` are forward functions of models with one vocabulary; sequences need two tokens.
+    `base` and `tuned` are forward functions of models with one vocabulary.
     """
-    import torch
-
     most = max(1, MAX_LOGITS // vocabulary // 2)
     order = sorted(range(len(texts)), key=lambda one: len(texts[one]), reverse=True)
     while order:
@@ -229,15 +241,29 @@ def divergences(
         take = max(1, most // width)
         batch, order = order[:take], order[take:]
         ids = [[*texts[one], *[pad] * (width - len(texts[one]))] for one in batch]
-        totals = [0.0] * len(batch)
+        found: list[list[tuple[float, float, float]]] = [[] for _ in batch]
         # A long text's positions are read a part at a time.
         places = [(row, place) for row, one in enumerate(batch) for place in range(len(texts[one]) - 1)]
         for start in range(0, len(places), most):
             part = places[start : start + most]
-            with torch.inference_mode():
-                p, q = (model(ids, None, part).float().log_softmax(-1) for model in (base, tuned))
-                each = (p.exp() * (p - q)).sum(-1).tolist()
-            for (row, _), value in zip(part, each, strict=True):
-                totals[row] += value
+            following = [ids[row][place + 1] for row, place in part]
+            values = _both(base(ids, None, part), tuned(ids, None, part), following)
+            for (row, _), value in zip(part, values, strict=True):
+                found[row].append(value)
         for row, one in enumerate(batch):
-            yield one, totals[row] / (len(texts[one]) - 1)
+            yield one, Compared(*zip(*found[row], strict=True))
+
+
+def _both(base: Any, tuned: Any, following: Sequence[int]) -> list[tuple[float, float, float]]:
+    """Of logits (places, vocabulary): at each place KL, and the negative log-probabilities of the token that follows there."""
+    import torch
+
+    found: list[tuple[float, float, float]] = []
+    tokens = torch.tensor(following, device=base.device)[:, None]
+    with torch.inference_mode():
+        # A few rows at a time, as in `_scored`.
+        for one, other, right in zip(base.split(ROWS), tuned.split(ROWS), tokens.split(ROWS), strict=True):
+            p, q = (logits.float().log_softmax(-1) for logits in (one, other))
+            chosen = [(-logprobs.gather(-1, right)[:, 0]).tolist() for logprobs in (p, q)]
+            found += zip(kl(p, q).tolist(), *chosen, strict=True)
+    return found

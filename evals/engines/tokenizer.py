@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evals.records import content_hash, file_hash
+
 # For a base model that ships no chat template: plain turns, named in the run's notes.
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\n' }}{% endfor %}"
@@ -42,3 +44,29 @@ def _class_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer
+
+
+def adapter_tokenizer(folder: Path) -> bool:
+    """Whether what was trained brings a tokeniser of its own (a chat template, and marks for it), to be asked with."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """Of the files of a folder's tokeniser and its template."""
+    files = sorted({*folder.glob("tokenizer*"), *folder.glob("*.jinja")})
+    return content_hash([[one.name, file_hash(one)] for one in files])
+
+
+def make_room(model: Any, tokens: int) -> None:
+    """Rows for `tokens` tokens in the embeddings and the head, where they have fewer: each new one is the mean of the old ones
+    (Hewitt 2021), so that no mark begins as the likeliest token of all."""
+    import torch
+
+    old = model.get_input_embeddings().weight.shape[0]
+    if tokens <= old:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = layer.weight
+            weight[old:] = weight[:old].float().mean(0).to(weight.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from evals.errors import AdvisorError
 from evals.general.instruction_checks import check
 from evals.records import file_hash, read_jsonl
 
@@ -21,13 +22,35 @@ QUICK = ("facts", "arithmetic", "grammar", "common_sense", "instructions")
 
 @dataclass(frozen=True)
 class GeneralTask:
-    """`chat`: the prompt goes through the model's chat template, and the answer is generated and checked."""
+    """`chat`: the prompt goes through the model's chat template, and the answer is generated and checked.
+
+    `pooled`: whether its items count in the suite's verdict, or are reported only. `chance` is the score of guessing.
+    """
 
     name: str
     config: dict[str, Any]
     items: int
     chat: bool
     digest: str
+    pooled: bool = True
+    chance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that are measured together, under a name."""
+
+    name: str
+    tasks: tuple[GeneralTask, ...]
+
+    @property
+    def items(self) -> int:
+        return sum(one.items for one in self.tasks)
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """The names of the tasks whose items count in the verdict."""
+        return tuple(one.name for one in self.tasks if one.pooled)
 
 
 def _dataset(rows: list[dict[str, Any]], **_: Any) -> Any:
@@ -56,11 +79,26 @@ def load_task(name: str, folder: Path = TASKS) -> GeneralTask:
         config["process_results"] = _checked
     config.pop("dataset_path", None)
     config["custom_dataset"] = partial(_dataset, rows)
-    return GeneralTask(name, config, len(rows), chat, file_hash(data)[:16] + file_hash(folder / f"{name}.yaml")[:16])
+    told = config.get("metadata") or {}
+    digest = file_hash(data)[:16] + file_hash(folder / f"{name}.yaml")[:16]
+    return GeneralTask(name, config, len(rows), chat, digest, bool(told.get("pooled", True)), float(told.get("chance", 0.0)))
 
 
-def quick_suite() -> list[GeneralTask]:
-    return [load_task(name) for name in QUICK]
+def quick_suite() -> Suite:
+    return Suite("quick", tuple(load_task(name) for name in QUICK))
+
+
+def standard_suite() -> Suite:
+    """Items that `quick` has not. Raises AdvisorError where this version has none."""
+    folder = TASKS / "standard"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not names:
+        raise AdvisorError(
+            "this version has no items of the standard suite yet",
+            where="general: standard",
+            do="name quick, lm-eval tasks, or a folder of task files; `confirm: half` needs no other items.",
+        )
+    return Suite("standard", tuple(load_task(name, folder) for name in names))
 
 
 def item_texts(tasks: Sequence[GeneralTask], folder: Path = TASKS) -> list[tuple[str, Path, int, str]]:

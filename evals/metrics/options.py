@@ -11,6 +11,9 @@ from evals.errors import did_you_mean
 from evals.task.model import ModelSpec
 from evals.task.strict import Strict
 
+# Metrics that measure likeness: no program says by them that an answer is right.
+LIKENESS = frozenset({"rouge_l", "chrf", "bleu", "token_f1", "similarity", "judge", "style"})
+
 
 class Options(Strict):
     """What every metric may be given: `called` names it in records where the same metric stands there twice."""

@@ -57,6 +57,26 @@ def non_inferiority(
     return NonInferiority(paired.estimate, paired.low, paired.high, margin, answer, paired.n, more)
 
 
+def p_beyond(tuned: Floats, base: Floats, margin: float, groups: Groups | None = None) -> float:
+    """One-sided p-value of "the loss is `margin` or less": small where the loss is greater.
+
+    The smallest error at which `non_inferiority` answers broken (and one minus the smallest at which it answers holds), found by
+    bisection, so that test and interval agree whatever the interval's method. Raises ValueError as `non_inferiority` does.
+    """
+    found = non_inferiority(tuned, base, margin, groups)
+    beyond = found.estimate < -margin
+
+    def settled(error: float) -> bool:
+        at = non_inferiority(tuned, base, margin, groups, 1 - error)
+        return at.answer == ("broken" if beyond else "holds")
+
+    low, high = 0.0, 0.5
+    for _ in range(32):
+        middle = (low + high) / 2
+        low, high = (low, middle) if settled(middle) else (middle, high)
+    return high if beyond else 1 - high
+
+
 def chance_of_passing(n: int, margin: float, discordance: float = 0.15, true_loss: float = 0.0, level: float = 0.95) -> float:
     """The chance, in [0, 1], that `non_inferiority` will hold on n items, told before a run.
 
@@ -72,3 +92,20 @@ def chance_of_passing(n: int, margin: float, discordance: float = 0.15, true_los
     if sd == 0:
         return float(true_loss < margin)
     return NormalDist().cdf((margin - true_loss) * math.sqrt(n) / sd - NormalDist().inv_cdf(level))
+
+
+def loss_found(n: int, margin: float, discordance: float = 0.15, level: float = 0.95, power: float = 0.8) -> float:
+    """The smallest true loss, in (margin, 1], that n items show to be broken with chance `power`, told before a run.
+
+    As `chance_of_passing`; a loss changes items beside the share `discordance` that change either way. 1 where n cannot show less.
+    Raises ValueError for the same arguments.
+    """
+    if n < 1 or not 0 < margin <= 1 or not 0.5 < level < 1 or not 0 < discordance <= 1 or not 0 < power < 1:
+        raise ValueError(f"n {n}, margin {margin}, discordance {discordance}, level {level} or power {power} is out of range")
+    quantiles = NormalDist().inv_cdf(level) + NormalDist().inv_cdf(power)
+    low, high = margin, 1.0
+    for _ in range(50):
+        loss = (low + high) / 2
+        sd = math.sqrt(max(0.0, min(1.0, discordance + loss) - loss**2))
+        low, high = (low, loss) if (loss - margin) * math.sqrt(n) >= quantiles * sd else (loss, high)
+    return high

@@ -41,7 +41,8 @@ class Task:
     """What the stages work on. `said` are the sentences about what was inferred.
 
     `rows` holds the splits with the place of each row; `liked_or_not` are rows of preference data (`rejected` or `desirable`
-    is set) for training by preference.
+    is set) for training by preference: those of train, and `preferences`, which `data.preferences` names. `replay` are the user's
+    general rows (`data.replay`), which training mixes in.
     """
 
     spec: TaskSpec
@@ -57,6 +58,8 @@ class Task:
     said: tuple[str, ...]
     templates: tuple[Template, ...] = ()
     tools: tuple[Tool, ...] = ()
+    preferences: tuple[Row, ...] = ()
+    replay: tuple[Row, ...] = ()
 
     @cached_property
     def train(self) -> tuple[Example, ...]:
@@ -108,6 +111,7 @@ class Task:
                 "documents": self.documents_hash,
                 "templates": self.templates,
                 "tools": self.tools,
+                **({"replay": [row.example for row in self.replay]} if self.replay else {}),
             }
         )
 
@@ -157,7 +161,8 @@ def read_intake(path: Path) -> Intake:
     said: list[str] = []
     problems: list[Problem] = []
 
-    whole, given, liked_or_not = _read_rows(spec, folder, said, problems)
+    whole, given, liked_or_not, preferences = _read_rows(spec, folder, said, problems)
+    replay = _read_replay(spec, folder, said, problems)
     documents: Sequence[Document] = ()
     if spec.data.documents:
         documents, found = read_documents(folder / spec.data.documents)
@@ -193,8 +198,9 @@ def read_intake(path: Path) -> Intake:
     # Labels that were inferred from half a file accuse the rows of the other half.
     problems += target_problems(spec, folder, output_type, spec.output.labels if unreadable else labels, every, schema)
     problems += metric_problems(spec, str(file))
-    if spec.gate.max_cost_per_1k is not None and not spec.prices.model_fields_set:
-        problems.append(Problem(str(file), 0, "gate.max_cost_per_1k", "a limit on cost needs `prices:`"))
+    if spec.gate.max_cost_per_1k is not None and not spec.prices.of_a_request:
+        message = "a limit on cost needs the price of a request: `prices: {gpu_hour: …}`, or that of tokens"
+        problems.append(Problem(str(file), 0, "gate.max_cost_per_1k", message))
     if not spec.metric:
         said.append(f"metric: {default_metric(output_type)}, from the output type")
     name = spec.name or folder.resolve().name
@@ -212,14 +218,16 @@ def read_intake(path: Path) -> Intake:
         tuple(said),
         templates,
         tools,
+        tuple(preferences),
+        replay,
     )
     return Intake(task, tuple(problems), whole)
 
 
 def _read_rows(
     spec: TaskSpec, folder: Path, said: list[str], problems: list[Problem]
-) -> tuple[dict[str, tuple[Row, ...]], dict[str, list[Row]], list[Example]]:
-    """The rows of each file as they were read, those of them that are answers to give, and the preference data."""
+) -> tuple[dict[str, tuple[Row, ...]], dict[str, list[Row]], list[Example], list[Row]]:
+    """The rows of each file as they were read, those of them that are answers to give, the preference data, and its own file's rows."""
     given: dict[str, list[Row]] = {}
     whole: dict[str, tuple[Row, ...]] = {}
     liked_or_not: list[Example] = []
@@ -233,12 +241,24 @@ def _read_rows(
         if detected:
             said.append(f"{name}: {len(rows)} rows of {_called(source)}, format {detected}")
         given[name] = _wanted(rows, name, liked_or_not, said)
+    preferences: list[Row] = []
     if spec.data.preferences is not None:
-        rows, found, detected = read_rows(spec.data.preferences, folder, spec.columns, split="train")
-        problems += [*found, *_no_preference(rows)]
-        liked_or_not += [row.example for row in rows]
-        said.append(f"preferences: {len(rows)} rows of {_called(spec.data.preferences)}, format {detected}")
-    return whole, given, liked_or_not
+        preferences, found, detected = read_rows(spec.data.preferences, folder, spec.columns, split="train")
+        problems += [*found, *_no_preference(preferences)]
+        liked_or_not += [row.example for row in preferences]
+        said.append(f"preferences: {len(preferences)} rows of {_called(spec.data.preferences)}, format {detected}")
+    return whole, given, liked_or_not, preferences
+
+
+def _read_replay(spec: TaskSpec, folder: Path, said: list[str], problems: list[Problem]) -> tuple[Row, ...]:
+    """The user's general rows, of any of our formats."""
+    if spec.data.replay is None:
+        return ()
+    rows, found, detected = read_rows(spec.data.replay, folder, spec.columns, split="train")
+    problems += found
+    if detected:
+        said.append(f"replay: {len(rows)} rows of {_called(spec.data.replay)}, format {detected}")
+    return tuple(row for row in rows if row.example.desirable is not False and row.example.target.strip())
 
 
 def _called(source: str | HubDataset) -> str:

@@ -36,6 +36,7 @@ MEANINGS = {
     "DataSpec.test": "Examples that are looked at once, for the final claim. Split from `train` where it is left out.",
     "DataSpec.documents": "A folder (Markdown, text, HTML, PDF) or a JSON Lines file that answers are looked up in.",
     "DataSpec.preferences": "Rows of `prompt`, `chosen` and `rejected`, for training by preference.",
+    "DataSpec.replay": "General questions with answers, mixed into training by `train.replay_share` so that the model forgets less.",
     "ColumnsSpec.input": "The column that holds the question.",
     "ColumnsSpec.output": "The column that holds the right answer.",
     "ColumnsSpec.group": "The column that names related rows; they are kept in one split.",
@@ -71,8 +72,13 @@ MEANINGS = {
     "PricesSpec.output_per_million": "A million tokens out.",
     "PricesSpec.label": "One more labelled row.",
     "GateSpec.min_gain": "The gain that the tuned model must surely have, as a difference of scores.",
-    "GateSpec.max_forgetting": "The loss on general benchmarks that is allowed, as a difference of scores.",
+    "GateSpec.max_forgetting": "The loss on general benchmarks that is allowed, pooled, as a difference of scores.",
+    "GateSpec.benchmarks": "The loss that is allowed on single benchmarks, by name: {grammar: 0.1}. Those not named gate nothing.",
     "GateSpec.max_cost_per_1k": "What a thousand requests may cost.",
+    "GeneralSpec.suite": "quick, standard, hub, an lm-eval task or group by name, a folder of lm-eval task files, or a list of such.",
+    "GeneralSpec.limit": "Of each task that is not built in, so many items are asked, drawn by the seed (all; 250 of each of hub).",
+    "GeneralSpec.confirm": "What repaired weights are confirmed on: the half of the suite that did not choose them, or standard.",
+    "GeneralSpec.trust_task_code": "Let the task files of a named folder run their own Python code (`!function`).",
 }
 EXAMPLES = {
     "ModelSpec.model_name_or_path": [DEMO_MODEL],

@@ -5,16 +5,26 @@ from __future__ import annotations
 import re
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from evals.engines.endpoint import checked_base_url
 from evals.errors import AdvisorError, Problem, ProblemsError, did_you_mean
 from evals.metrics.options import MetricOptions, metric_options
 from evals.task.locate import locate
 from evals.task.model import ModelSpec
+from evals.task.price_table import price_table
 from evals.task.strict import Strict
 from evals.task.tools import ToolsSpec
 
@@ -35,7 +45,7 @@ class DataSpec(Strict):
     """Files, relative to the task file, or datasets of the Hub. `dev` and `test` are split from `train` where they are left out.
 
     `documents` is a folder (Markdown, text, HTML, PDF) or a JSON Lines file of `id` and `text`; `preferences` holds rows of
-    `prompt`, `chosen`, `rejected`.
+    `prompt`, `chosen`, `rejected`; `replay` holds general questions with answers, mixed into training against forgetting.
     """
 
     train: str | HubDataset
@@ -43,6 +53,7 @@ class DataSpec(Strict):
     test: str | HubDataset | None = None
     documents: str | None = None
     preferences: str | HubDataset | None = None
+    replay: str | HubDataset | None = None
 
 
 class ColumnsSpec(Strict):
@@ -133,26 +144,148 @@ class OptimiseSpec(Strict):
     proposer: ModelSpec | None = None
 
 
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class TrafficSpec(Strict):
+    """How much the task is used and for how long: what a training must pay back on. The rest says what keeping it alive takes.
+
+    `documents_changed` is the share of the documents that are new or changed in a month, and are embedded again.
+    """
+
     requests_per_month: PositiveInt
     months: PositiveInt = 12
+    retrain_every_months: PositiveInt | None = Field(
+        default=None, description="Train again every so many months: that costs what the training costs."
+    )
+    labels_per_retraining: NonNegativeInt = Field(
+        default=0, description="Rows that are labelled anew for each training after the first."
+    )
+    documents_changed: Share = Field(default=0.0, description="The share of the documents that change in a month, from 0 to 1.")
+
+    @field_validator("requests_per_month", "months", "retrain_every_months", "labels_per_retraining", mode="before")
+    @classmethod
+    def _not_below_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+            raise ValueError(
+                f"{info.field_name} counts something, and {value:g} is negative: leave it out where it is not known"
+            )
+        return value
 
 
 class PricesSpec(Strict):
-    """In one currency of the user's choice: an hour of the machine, a million tokens, one labelled row."""
+    """In one currency of the user's choice: an hour of the machine, a million tokens, one labelled row, one more right answer.
 
-    gpu_hour: float | None = Field(default=None, ge=0)
-    input_per_million: float | None = Field(default=None, ge=0)
-    output_per_million: float | None = Field(default=None, ge=0)
-    label: float | None = Field(default=None, ge=0)
+    What is not priced is told in tokens and seconds. `table` names a row of the dated table that is shipped (`prices.json`, in
+    US dollars): it fills in what is not stated here, and what came from it is marked with its date wherever it is shown.
+    """
+
+    gpu_hour: Money | None = None
+    input_per_million: Money | None = None
+    cached_input_per_million: Money | None = Field(
+        default=None, description="A million tokens in that the server had read before (prompt caching)."
+    )
+    output_per_million: Money | None = None
+    label: Money | None = None
+    right_answer: Money | None = Field(
+        default=None,
+        description="What one more right answer is worth to you; a score between 0 and 1 counts as that share of it.",
+    )
+    table: str | None = Field(
+        default=None,
+        description="A row of the shipped, dated table of list prices (US dollars) for what is not stated here.",
+        examples=["gpt-4o-mini", "l4"],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or not isinstance(body.get("table"), str) or body["table"] not in price_table():
+            return body
+        return {**body, **{name: one for name, one in price_table()[body["table"]].prices.items() if body.get(name) is None}}
+
+    @field_validator("table")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in price_table():
+            raise ValueError(
+                f"the table of prices has no row {value!r}{did_you_mean(value, price_table())}: {', '.join(price_table())}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _a_rebate_on_something(self) -> PricesSpec:
+        if self.cached_input_per_million is not None and self.input_per_million is None:
+            raise ValueError("cached_input_per_million is for a part of the tokens in: state input_per_million for the others")
+        return self
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether a request is priced by its tokens; else by the machine's seconds, where `gpu_hour` is stated."""
+        return self.input_per_million is not None or self.output_per_million is not None
+
+    @property
+    def unpriced(self) -> str:
+        """The tokens that are counted as free because only the others have a price; empty where there are none."""
+        if not self.by_tokens:
+            return ""
+        return "tokens in" if self.input_per_million is None else "tokens out" if self.output_per_million is None else ""
+
+    @property
+    def of_a_request(self) -> bool:
+        """Whether anything prices a request: a label or a right answer alone does not."""
+        return self.by_tokens or self.gpu_hour is not None
+
+    @property
+    def from_table(self) -> tuple[str, ...]:
+        """The prices that are those of the named row."""
+        listed = price_table()[self.table].prices if self.table else {}
+        return tuple(name for name, value in listed.items() if getattr(self, name) == value)
 
 
 class GateSpec(Strict):
-    """The team's policy. `min_gain` and `max_forgetting` are differences of scores in [0, 1]."""
+    """The team's policy. `min_gain` and `max_forgetting` are differences of scores in [0, 1]; so is each of `benchmarks`, the loss that
+    is allowed on a general benchmark of that name alone. One that is not named here is reported and gates nothing."""
 
     min_gain: float = Field(default=0.03, ge=0, le=1)
     max_forgetting: float = Field(default=0.05, gt=0, le=1)
     max_cost_per_1k: float | None = Field(default=None, gt=0)
+    benchmarks: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+
+
+Name = Annotated[str, Field(min_length=1)]
+# Read as a tuple; an editor is told that one name may stand alone.
+Suites = Annotated[
+    tuple[Name, ...],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+            ]
+        }
+    ),
+]
+
+
+class GeneralSpec(Strict):
+    """The general benchmarks that base and tuned model answer, for what a training made the model forget.
+
+    `suite`: quick, standard, hub, tasks or groups by their lm-eval names, folders of lm-eval task files (relative to the task file), or a
+    list of such. Of tasks that are not built in, `limit` items each are asked, drawn by the task's seed. `confirm`: what repaired weights
+    are confirmed on, the other half of the suite or `standard`. `trust_task_code` lets a folder's task files run their own code.
+    """
+
+    suite: Suites = Field(default=("quick",), min_length=1)
+    limit: PositiveInt | None = None
+    confirm: Literal["half", "standard"] = "half"
+    trust_task_code: bool = False
+
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else (value,)
 
 
 class TaskSpec(Strict):
@@ -175,13 +308,14 @@ class TaskSpec(Strict):
     prices: PricesSpec = PricesSpec()
     train: dict[str, Any] = Field(default_factory=dict)
     gate: GateSpec = GateSpec()
+    general: GeneralSpec = GeneralSpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _a_server_has_no_machine_hours(self) -> TaskSpec:
         if self.model.served and self.prices.gpu_hour is not None:
             raise ValueError(
-                "prices.gpu_hour is the price of this machine, and a served model runs on another: "
+                "prices.gpu_hour (or a machine under prices.table) is the price of this machine, and a served model runs on another: "
                 "price its tokens (input_per_million, output_per_million)"
             )
         return self

@@ -46,7 +46,7 @@ def test_a_task_that_is_not_there(verb: str, capsys: pytest.CaptureFixture[str])
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "gate", "report"])
+@pytest.mark.parametrize("verb", ["evaluate", "gate", "report", "export"])
 def test_a_run_that_is_not_there(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "no-such-run", "--runs-dir", str(tmp_path)]) == 1
     assert "What to do" in capsys.readouterr().err

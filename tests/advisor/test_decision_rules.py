@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from advisor.decision.compare import compare
 from advisor.decision.cost import break_even_requests, cheapness, cost_per_1k
-from advisor.decision.recommend import Evidence, Recommendation, recommend
+from advisor.decision.evidence import Evidence, Trained, TrainingPlan
+from advisor.decision.raced import Left
+from advisor.decision.recommend import Recommendation, recommend
 from advisor.flow.reevaluation import _compared
+from baselines.probes import HOLDS_ANSWER
 from evals.errors import AdvisorError
 from evals.scores import Score, Scores
 from evals.task.load import load_task
@@ -33,7 +36,15 @@ def arm(name: str, kind: str, rate: float, n: int = 100, *, tokens: int = 100, s
 
 
 def evidence(*arms: Scores, probe: Scores | None, target: float | None = None, probes: tuple[Scores, ...] = ()) -> Evidence:
-    return Evidence(tuple(arms), probe, 150, 300, None, 0.03, target, PricesSpec(), probes)
+    """Training on all 300 rows was bought where `probe` tells what came of it."""
+    trained = (Trained(300, 0, True, probe),) if probe else ()
+    return Evidence(tuple(arms), 300, target=target, probes=probes, trained=trained, plan=TrainingPlan(300, 60.0, ()))
+
+
+def with_passages(given: Evidence, scores: Scores) -> Evidence:
+    """The trained weights were also asked with retrieved passages."""
+    (one,) = given.trained
+    return replace(given, trained=(replace(one, retrieving=scores),))
 
 
 TRIVIAL = arm("t", "trivial", 0.1, tokens=0)
@@ -49,12 +60,13 @@ def test_training_is_recommended_when_the_probe_wins() -> None:
 
 def test_trained_weights_that_answer_best_with_passages_are_recommended_so() -> None:
     arms = (TRIVIAL, arm("r", "rag", 0.4))
-    given = evidence(*arms, probe=arm("probe_with_retrieval", "tuned", 0.8))
-    found = recommend(replace(given, probe_retrieves=True, retrieval=("Recall is high.",)))
+    given = with_passages(evidence(*arms, probe=arm("probe", "tuned", 0.4)), arm("with", "tuned", 0.8))
+    found = recommend(replace(given, retrieval=("Recall is high.",)))
     assert (found.action, found.candidate, found.trains) == ("rag_on_tuned", "rag_on_tuned", True)
-    assert "and asked with retrieved passages beats" in found.reasons[0].sentence
+    assert "asked with retrieved passages, beats" in found.reasons[0].sentence
     assert ("retrieval", "Recall is high.") in [(one.rule, one.sentence) for one in found.reasons]
-    beaten = recommend(replace(evidence(TRIVIAL, arm("r", "rag", 0.8), probe=arm("p", "tuned", 0.4)), probe_retrieves=True))
+    lost = evidence(TRIVIAL, arm("r", "rag", 0.8), probe=arm("p", "tuned", 0.3))
+    beaten = recommend(with_passages(lost, arm("with", "tuned", 0.4)))
     assert beaten.action == "rag"
 
 
@@ -74,8 +86,9 @@ def test_after_training_the_claim_is_of_what_was_advised_against_unchanged_weigh
     task = load_task(make_task(tmp_path / "task"))
     arms = (TRIVIAL, arm("zero_shot", "prompt", 0.2), arm("rag_3", "rag", 0.6))
     given = evidence(*arms, probe=arm("probe", "tuned", 0.9))
-    for retrieves, first in ((True, "rag_on_tuned"), (False, "tuned")):
-        names = _compared(arms, recommend(replace(given, probe_retrieves=retrieves)), True, task)
+    for retrieving, first in ((0.95, "rag_on_tuned"), (0.1, "tuned")):
+        found = recommend(with_passages(given, arm("with", "tuned", retrieving)))
+        names = _compared(arms, found, True, task)
         assert names[:2] == [first, "rag_3"]
         assert set(names) == {first, "rag_3", "zero_shot", "tuned"}
     # Trained although the advice was another.
@@ -131,7 +144,7 @@ def test_knowledge_probes_become_a_sentence_or_are_said_to_be_missing() -> None:
     with_them = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1), probes=context))
     assert any("Knowledge" in one.sentence and "+80.0" in one.sentence for one in with_them.reasons)
     without = recommend(evidence(*arms, probe=arm("probe", "tuned", 0.1)))
-    assert any("knowledge untested" in one for one in without.cannot_tell)
+    assert any("knowledge untested" in one.sentence.lower() for one in without.reasons)
 
 
 def test_a_dev_split_of_five_is_said_to_carry_nothing() -> None:
@@ -209,3 +222,78 @@ def test_break_even() -> None:
     assert break_even_requests(10.0, 0.002, 0.001) == pytest.approx(10_000)
     for rival, tuned in itertools.product([None, 0.001], [None, 0.001]):
         assert break_even_requests(10.0, rival, tuned) is None
+
+
+def wavering(name: str, rates: list[float], seed: int) -> list[Scores]:
+    """Draws whose items are right at rates of their own, from nearly never to nearly always."""
+    chance = random.Random(seed)
+    found = []
+    for at in range(1, 6):
+        right = [float(chance.random() < rate) for rate in rates]
+        items = tuple(Score(str(i), one, "right" if one else f"wrong {at}", 100, 10, 0.1) for i, one in enumerate(right))
+        found.append(Scores(f"{name}_{at}", "probe", "dev", "accuracy", items))
+    return found
+
+
+def out_of_reach(*arms: Scores, probe: float = 0.45, probes: tuple[Scores, ...] = (), **more: object) -> Recommendation:
+    """A target of 0.9 that nobody reaches, and training that gains nothing."""
+    given = evidence(TRIVIAL, *arms, probe=arm("probe", "tuned", probe), target=0.9, probes=probes)
+    return recommend(replace(given, **more))  # type: ignore[arg-type]
+
+
+def test_a_target_out_of_reach_asks_for_what_has_room_and_was_not_measured() -> None:
+    prompt = arm("p", "prompt", 0.5)
+    samples = tuple(wavering("sample", [0.5] * 100, 0))
+    reward = out_of_reach(prompt, probes=samples, verifiable=True)
+    assert (reward.action, reward.reasons[0].rule) == ("reinforcement", "headroom_of_sampling")
+    # Not where a judge's word would be the reward, and not where draws agree with each other.
+    assert out_of_reach(prompt, probes=samples).action != "reinforcement"
+    same = tuple(replace(prompt, candidate=f"sample_{at}", kind="probe") for at in range(1, 6))
+    assert out_of_reach(prompt, probes=same, verifiable=True).action != "reinforcement"
+
+    pairs = out_of_reach(prompt, preferences=200)
+    assert (pairs.action, pairs.reasons[0].rule) == ("preference", "preferences_at_hand")
+    assert out_of_reach(prompt, preferences=3).action != "preference"
+    for found in (reward, pairs):
+        assert not found.sure
+        assert not found.trains
+        assert found.candidate == "p"
+
+
+def test_passages_that_are_not_used_ask_for_training_with_passages() -> None:
+    gold = arm("gold_passage", "probe", 0.3)
+    gold = replace(gold, items=tuple(replace(one, trace=[{HOLDS_ANSWER: True}]) for one in gold.items))
+    ignored = (gold, replace(gold, candidate="irrelevant_passage"))
+    found = out_of_reach(arm("p", "prompt", 0.3), arm("r", "rag", 0.32), probe=0.3, probes=ignored)
+    assert found.cause == "context_use"
+    assert (found.action, found.reasons[0].rule) == ("fine_tune_with_context", "context_is_not_used")
+
+
+def test_a_target_above_every_upper_bound_asks_for_a_bigger_model() -> None:
+    low = out_of_reach(arm("p", "prompt", 0.4), probe=0.4)
+    assert (low.action, low.sure) == ("bigger_model", True)
+    near = evidence(TRIVIAL, arm("p", "prompt", 0.86), probe=arm("probe", "tuned", 0.5), target=0.9)
+    assert recommend(near).action == "prompt"
+    assert "target_missed" in [one.rule for one in recommend(near).reasons]
+
+
+def test_no_rule_says_sure_where_another_measured_way_may_be_better_by_more_than_a_point() -> None:
+    close = recommend(evidence(TRIVIAL, arm("a", "prompt", 0.70), arm("b", "prompt", 0.69), probe=arm("t", "tuned", 0.2)))
+    assert not close.sure
+    assert "Not told apart from it on these items: b." in " ".join(one.sentence for one in close.reasons)
+    far = evidence(TRIVIAL, arm("a", "prompt", 0.95), arm("b", "prompt", 0.4), probe=arm("t", "tuned", 0.2))
+    assert recommend(far).sure
+    # One that left the race early, on few items, may be better still.
+    early = Left("c", "prompt", 6, 0.8)
+    assert not recommend(replace(far, left=(early,))).sure
+    assert recommend(replace(far, left=(replace(early, why="proven"),))).sure
+
+
+def test_where_a_right_answer_has_a_price_a_few_points_do_not_pay_for_any_request() -> None:
+    """0.1 s and 10 s at 3.60 an hour cost 0.0001 and 0.01; at 0.02 a right answer the dear one would need 50 points more."""
+    cheap, dear = arm("cheap", "prompt", 0.70), arm("dear", "prompt", 0.75)
+    dear = replace(dear, items=tuple(replace(one, seconds=10.0) for one in dear.items))
+    given = evidence(TRIVIAL, cheap, dear, probe=arm("probe", "tuned", 0.2))
+    assert recommend(given).candidate == "dear"
+    assert recommend(replace(given, prices=PricesSpec(gpu_hour=3.6))).candidate == "dear"
+    assert recommend(replace(given, prices=PricesSpec(gpu_hour=3.6, right_answer=0.02))).candidate == "cheap"

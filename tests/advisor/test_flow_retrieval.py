@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from advisor.decision.evidence import Evidence
+from advisor.decision.recommend import Recommendation, recommend
+from advisor.flow import advice
 from advisor.flow.intake import read_task
 from advisor.flow.whole import go
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Event, Note, StageFinished
+from evals.general import suites
+from evals.general.suites import Suite
+from tests.advisor.test_journey import shortened
 from tests.conftest import COLOURS
 from tests.serving import Reply, ScriptedServer, completion
 
@@ -153,3 +160,47 @@ def test_documents_without_text_are_an_error_that_says_so(task_folder: Path) -> 
         page.write_bytes(b"\x00\x01binary")
     with pytest.raises(AdvisorError):
         run(task_folder, "baselines")
+
+
+def test_retrieval_under_the_tuned_weights_is_trained_claimed_and_gated(
+    make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a model of two layers, with the evidence planted that trained weights answer best with passages."""
+
+    def planted(evidence: Evidence) -> Recommendation:
+        assert {one.candidate for one in evidence.probes} >= {"gold_passage", "perfect_search"}
+        (full,) = evidence.trained
+        assert full.full
+        assert full.retrieving is not None
+        return replace(recommend(evidence), action="rag_on_tuned", candidate="rag_on_tuned")
+
+    monkeypatch.setattr(advice, "recommend", planted)
+    monkeypatch.setattr(suites, "quick_suite", lambda: Suite("quick", (shortened("facts", 6),)))
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+    task = make_task(
+        tmp_path / "task",
+        rows={"train": rows(0, 24), "dev": rows(24, 10), "test": rows(34, 8)},
+        files={"docs/page.md": "# Page\n\n" + "\n\n".join(map(fact, range(42)))},
+        data={**{name: f"{name}.jsonl" for name in ("train", "dev", "test")}, "documents": "docs"},
+        output={"type": "text"},
+        train={"num_train_epochs": 1, "lora_r": 2, "per_device_train_batch_size": 8},
+    )
+    done, _ = run(task)
+    assert done.trained is not None
+    (first, second, *others) = done.reevaluated.test
+    assert (first.candidate, first.kind) == ("rag_on_tuned", "tuned")
+    assert second.kind != "tuned"
+    assert {"tuned", "zero_shot"} <= {one.candidate for one in (second, *others)}
+    assert (done.reevaluated.claim.a, done.reevaluated.claim.b) == ("rag_on_tuned", second.candidate)
+    assert all(item.trace[0]["passages"] for item in first.items)
+    # The passages are what tells its requests from those of the tuned weights alone.
+    tuned = next(one for one in others if one.candidate == "tuned")
+    assert first.average("prompt_tokens") > 2 * tuned.average("prompt_tokens")
+    assert done.verdict.verdict != "not_applicable"
+    assert any(rule.rule == "min_gain" for rule in done.verdict.rules)
+    probes = json.loads((done.folder / "probes.json").read_text())
+    assert 0 <= probes["trained"][0]["with_retrieval"] <= 1
+    report = (done.folder / "report.md").read_text()
+    assert "Fine-tune, and put passages of the documents before each question." in report
+    _, again = run(task)
+    assert all(one.reused for one in again if isinstance(one, CandidateScored))

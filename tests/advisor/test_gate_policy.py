@@ -59,3 +59,10 @@ def test_cost_rule() -> None:
 
 def test_nothing_trained_is_not_applicable_and_passes_ci() -> None:
     assert not_applicable("prompt").exit_code == 0
+
+
+def test_a_request_that_has_no_price_is_not_free() -> None:
+    for prices in (PricesSpec(), PricesSpec(label=0.2), PricesSpec(right_answer=1.0)):
+        verdict = decide(GateSpec(max_cost_per_1k=0.5), GAIN, KEPT, TUNED, prices)
+        rule = next(one for one in verdict.rules if one.rule == "max_cost_per_1k")
+        assert (rule.verdict, verdict.verdict) == ("inconclusive", "inconclusive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 from advisor.cli.main import main
-from advisor.flow import reevaluation
+from advisor.decision.evidence import TrainingPlan
+from advisor.flow import advice, tuned
 from advisor.flow.intake import read_task
+from advisor.flow.plan import plan
 from advisor.flow.run import find_run, open_run, run_folder
 from advisor.flow.whole import STAGES, go
 from advisor.report.journey import Journey
@@ -22,11 +25,23 @@ from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Event, StageFinished, StageStarted, TrainingStep, ignore
-from evals.general.suites import GeneralTask, load_task
+from evals.general import suites
+from evals.general.suites import GeneralTask, Suite, load_task
 from evals.records import read_json, read_jsonl
+from tests.conftest import COLOURS, colour_rows
+from trainer import quantised
+from trainer.card import read_card
 
 Make = Callable[..., Path]
+# Tokens decide between arms that score the same: seconds are another arm's in every run.
+PRICES = {"gpu_hour": 1.0, "input_per_million": 1.0, "output_per_million": 1.0}
 FAST = {"num_train_epochs": 1, "save_steps": 2, "lora_r": 2, "per_device_train_batch_size": 8}
+
+
+def noise(count: int, start: int = 0) -> list[dict[str, str]]:
+    """Rows of which no way can learn the output: where something scores 1.0 already, training cannot pay and is not tried."""
+    chance = random.Random(start)
+    return [{**row, "output": chance.choice(COLOURS)} for row in colour_rows(count, start)]
 
 
 def shortened(name: str, rows: int) -> GeneralTask:
@@ -40,12 +55,18 @@ def shortened(name: str, rows: int) -> GeneralTask:
 @pytest.fixture(autouse=True)
 def short_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real suite, a few items of it: a model of two layers is not what it is for."""
-    monkeypatch.setattr(reevaluation, "quick_suite", lambda: [shortened("facts", 6), shortened("instructions", 4)])
+    monkeypatch.setattr(suites, "quick_suite", lambda: Suite("quick", (shortened("facts", 6), shortened("instructions", 4))))
 
 
 @pytest.fixture
 def task_folder(make_task: Make, tmp_path: Path) -> Path:
-    return make_task(tmp_path / "task", train=FAST, prices={"gpu_hour": 1.0}, gate={"max_cost_per_1k": 1000.0})
+    # Under ten dev items nothing would be bought.
+    rows = {"train": noise(24), "dev": noise(12, 100)}
+    return make_task(tmp_path / "task", rows=rows, train=FAST, prices=PRICES, gate={"max_cost_per_1k": 1000.0})
+
+
+# Where the tuned model's answers lie: dev's were asked to weigh the evidence.
+CARD_SCORES = {"dev": "probes/dev/tuned.jsonl", "test": "scores/test/tuned.jsonl"}
 
 
 class Seen:
@@ -75,6 +96,7 @@ def test_every_stage_leaves_its_record_and_a_second_run_asks_nothing(
 ) -> None:
     seen = Seen()
     first = journey(task_folder, tmp_path / "runs", seen)
+    assert read_json(first.folder / "probes.json")["trained"][0]["full"]
     assert [event.stage for event in seen.events if isinstance(event, StageStarted)] == list(STAGES)
     assert any(isinstance(event, TrainingStep) and event.loss is not None for event in seen.events)
     for name in (
@@ -85,6 +107,8 @@ def test_every_stage_leaves_its_record_and_a_second_run_asks_nothing(
         "reevaluation.json",
         "verdict.json",
         "report.json",
+        "general/divergence.json",
+        "general/forgetting.json",
     ):
         assert read_json(first.folder / name)["schema_version"] == 1, name
     for name in ("scores/dev/zero_shot.jsonl", "scores/test/tuned.jsonl", "general/quick/base.jsonl", "general/quick/tuned.jsonl",
@@ -94,6 +118,11 @@ def test_every_stage_leaves_its_record_and_a_second_run_asks_nothing(
     assert not list(first.folder.rglob("*.tmp"))
     line = read_jsonl(first.folder / "scores/test/tuned.jsonl")[0]
     assert {"id", "score", "output", "prompt_tokens", "output_tokens", "seconds", "skipped"} <= set(line)
+    card = read_card(first.folder / "training" / "adapter")
+    scores = {split: [row["score"] for row in read_jsonl(first.folder / path)] for split, path in CARD_SCORES.items()}
+    assert {split: (one.mean, one.n) for split, one in card.scores.items()} == {
+        split: (pytest.approx(sum(values) / len(values)), len(values)) for split, values in scores.items()
+    }
 
     def asked(*_: Any) -> None:
         raise AssertionError("the model was asked again")
@@ -131,8 +160,10 @@ def test_training_never_sees_a_test_row(task_folder: Path, tmp_path: Path) -> No
     done = journey(task_folder, tmp_path / "runs", until="training")
     task = done.task
     test = {example.text for example in task.test}
-    for job in ("probe", "training"):
-        given = "".join((done.folder / job / name).read_text() for name in ("train.jsonl", "dev.jsonl"))
+    jobs = sorted(path.parent for path in done.folder.rglob("job.json"))
+    assert done.folder / "training" in jobs
+    for job in jobs:
+        given = "".join((job / name).read_text() for name in ("train.jsonl", "dev.jsonl"))
         assert not any(text in given for text in test)
     assert not (done.folder / "scores" / "test").exists()
 
@@ -140,11 +171,11 @@ def test_training_never_sees_a_test_row(task_folder: Path, tmp_path: Path) -> No
 STOPS: dict[str, Callable[[Event], bool]] = {
     "intake": lambda event: isinstance(event, StageFinished) and event.stage == "intake",
     "baselines": lambda event: isinstance(event, CandidateScored) and event.candidate == "zero_shot",
-    "probe": lambda event: isinstance(event, TrainingStep) and event.step == 2,
+    "evidence": lambda event: isinstance(event, TrainingStep) and event.step == 1,
     "advice": lambda event: isinstance(event, StageFinished) and event.stage == "advice",
-    "training": lambda event: isinstance(event, TrainingStep) and event.purpose == "training" and event.step == 2,
-    "test": lambda event: isinstance(event, CandidateScored) and event.split == "test",
+    "training": lambda event: isinstance(event, StageFinished) and event.stage == "training",
     "general": lambda event: getattr(event, "task", "") == "tuned on quick",
+    "test": lambda event: isinstance(event, CandidateScored) and event.split == "test",
 }
 
 
@@ -223,7 +254,7 @@ def test_a_later_run_on_the_same_test_rows_is_told_of_the_earlier_look(
     task_folder: Path, make_task: Make, tmp_path: Path
 ) -> None:
     journey(task_folder, tmp_path / "runs")
-    changed = make_task(task_folder, train={**FAST, "lora_r": 4}, prices={"gpu_hour": 1.0})
+    changed = make_task(task_folder, train={**FAST, "lora_r": 4}, prices=PRICES)
     second = journey(changed, tmp_path / "runs")
     assert second.reevaluated is not None
     assert second.reevaluated.earlier_looks == 1
@@ -265,3 +296,80 @@ def test_hostile_rows_stay_text_in_the_report(make_task: Make, tmp_path: Path) -
             outside.append(line)
     assert "<script>" not in "\n".join(outside)
     assert "\x1b" not in report
+
+
+def test_a_learning_curve_is_bought_kept_and_held_to_what_came_of_it(
+    make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the full training is dear: points of 64 and more rows, two seeds, and then the real thing beside the forecast."""
+    monkeypatch.setattr(advice, "plan_of", lambda *_: TrainingPlan(300, 1e6, ((75, 1.0), (150, 2.0))))
+    monkeypatch.setattr(tuned, "PROBE_STEPS", 4)
+    splits = {"train": noise(300), "dev": noise(30, 1000), "test": noise(12, 2000)}
+    folder = make_task(tmp_path / "task", rows=splits, train={**FAST, "per_device_train_batch_size": 64})
+    runs = tmp_path / "runs"
+    done = journey(folder, runs, until="advice", train=None)
+    bought = [one for one in read_json(done.folder / "probes.json")["bought"] if one["what"] == "training"]
+    assert [(one["rows"], one["seed"]) for one in bought[:2]] == [(75, 0), (75, 1)]
+    small = {json.loads(line)["id"] for line in (done.folder / "curve/75-0/train.jsonl").read_text().splitlines()}
+    assert len(small) == 75
+    if len(bought) == 3:
+        large = {json.loads(line)["id"] for line in (done.folder / "curve/150-0/train.jsonl").read_text().splitlines()}
+        assert small < large
+    assert not (done.folder / "training").exists()
+    forecasts = read_json(done.folder / "curve.json")["forecasts"]
+    assert 0 <= forecasts[-1]["chance"] <= 1
+    assert any("short training" in one.sentence for one in done.recommendation.reasons)
+
+    trained = journey(folder, runs, until="training")
+    observed = read_json(trained.folder / "curve.json")["observed"]
+    best = max(arm.mean for arm in trained.arms if arm.kind != "trivial")
+    assert observed["gain"] == pytest.approx(observed["score"] - best)
+    (line,) = read_jsonl(runs / "calibration.jsonl")
+    assert line["observed"] == observed["gain"]
+    journey(folder, runs, until="training")
+    assert len(read_jsonl(runs / "calibration.jsonl")) == 1
+    capsys.readouterr()
+    assert main(["doctor", "--calibration", "--runs-dir", str(runs)]) == 0
+    assert "1 forecast was followed by a full training" in " ".join(capsys.readouterr().out.split())
+
+
+def test_all_weights_go_the_whole_way(make_task: Make, tmp_path: Path) -> None:
+    rows = {"train": noise(24), "dev": noise(12, 100)}
+    folder = make_task(
+        tmp_path / "task",
+        rows=rows,
+        train={"method": "full", **FAST, "learning_rate": 0.01},
+        prices=PRICES,
+        gate={"max_cost_per_1k": 1000.0},
+    )
+    done = journey(folder, tmp_path / "runs")
+    model = done.folder / "training" / "model"
+    assert not (done.folder / "training" / "adapter").exists()
+    assert read_card(model).kind == "model"
+    assert read_card(model).scores.keys() == {"dev", "test"}
+    assert read_json(done.folder / "report.json")["training"]["folder"] == "model"
+    # What the locked test and the general benchmarks were asked of are these weights, not the base's.
+    found, general = outputs(done.folder), read_json(done.folder / "reevaluation.json")["general"]["tasks"]
+    assert set(general) == {"facts", "instructions"}
+    assert found["general/quick/tuned.jsonl"] != found["general/quick/base.jsonl"]
+
+    again = Seen()
+    second = journey(folder, tmp_path / "runs", again)
+    assert outputs(second.folder) == found
+    assert next(one.reused for one in again.events if isinstance(one, StageFinished) and one.stage == "training")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [({"method": "qlora"}, "a base in 4 bits"), ({"lora_target_modules": ["c_attn"]}, "`c_attn` is not in this model")],
+)
+def test_a_recipe_that_cannot_be_trained_here_is_refused_before_anything_is_loaded(
+    train: dict[str, Any], message: str, make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelHandle, "base", property(lambda self: pytest.fail("the model was loaded")))
+    monkeypatch.setattr(quantised, "unusable", lambda device: "bitsandbytes is not installed")
+    folder = make_task(tmp_path / "task", train=train)
+    with pytest.raises(AdvisorError, match=message):
+        journey(folder, tmp_path / "runs", train=None)
+    with pytest.raises(AdvisorError, match=message):
+        plan(read_task(str(folder)), tmp_path / "runs")

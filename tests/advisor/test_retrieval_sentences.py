@@ -61,6 +61,23 @@ def test_a_model_that_ignores_what_it_is_shown() -> None:
     assert starts(said, "Retrieval loses next to nothing: ")
 
 
+def test_a_passage_that_is_not_needed_is_not_called_unread() -> None:
+    """Nothing is missing without the passage, so that it cannot bring anything."""
+    same = [1.0] * (N - 4) + [0.0] * 4
+    (said,) = told([], [], [scores("gold_passage", same), scores("irrelevant_passage", same)])
+    assert said.startswith("The passage is hardly needed: the model scores 0.980 with the gold passage, 0.980 with ")
+
+
+def test_what_is_missing_with_the_passage_is_said_beside_what_it_brings() -> None:
+    gold = scores("gold_passage", coin(0.6, 1))
+    left = mean_interval([1 - one for one in gold.values()])
+    (said,) = told([], [], [gold, scores("irrelevant_passage", coin(0.1, 2))])
+    assert said.endswith(
+        f" Even so {100 * (1 - gold.mean):.1f} points are missing (95% interval {100 * left.low:.1f} to {100 * left.high:.1f}), "
+        "which no better search in this prompt brings."
+    )
+
+
 def test_neither_can_be_told_of_a_few_items() -> None:
     gold, other = [1.0, 1, 0, 1, 0, 0, 1, 1], [1.0, 0, 0, 1, 0, 1, 0, 1]
     said = told([], [scores(RAG, other, "rag")], [scores("gold_passage", gold), scores("irrelevant_passage", other)])

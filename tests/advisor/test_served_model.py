@@ -65,7 +65,8 @@ def test_an_interrupted_bench_asks_only_for_the_rest(server: ScriptedServer, tas
     with pytest.raises(AdvisorError, match="status 400"):
         go(read_task(str(task_folder)), tmp_path / "runs", lambda _: None, until="baselines")
     answered = {json.dumps(body, sort_keys=True) for body in server.bodies[:20]}
-    server.answer, before = colour, len(server.bodies)
+    before = server.settled()
+    server.answer = colour
     go(read_task(str(task_folder)), tmp_path / "runs", lambda _: None, until="baselines")
     rest = [json.dumps(body, sort_keys=True) for body in server.bodies[before:]]
     assert len(rest) == len(set(rest)) > 8
@@ -84,7 +85,7 @@ def test_the_whole_journey_says_that_training_is_untested_and_keeps_the_key_out(
     assert len(untested) == 1
     assert "engine: hf" in untested[0]
     assert "training is untested" in (done.folder / "report.md").read_text()
-    assert json.loads((done.folder / "probes.json").read_text())["training_probe"] is None
+    assert json.loads((done.folder / "probes.json").read_text())["trained"] == []
     assert server.keys[0] == f"Bearer {KEY}"
     assert not [path for path in done.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baselines.probes import irrelevant_passages, knowledge_probes
+from evals.candidate import Answer
 from evals.engines.engine import Message, Request
 from evals.metrics.text import containment
 from evals.task.example import Example
@@ -65,8 +66,10 @@ def test_knowledge_is_probed_only_where_every_row_has_its_passage(make_task: Cal
     task = load_task(make_task(tmp_path / "t", rows={"dev": rows}, output={"type": "text"}))
     gold, irrelevant = knowledge_probes(task, Silent())
     assert [gold.name, irrelevant.name] == ["gold_passage", "irrelevant_passage"]
-    for at, request in enumerate(gold.requests(task.dev)):
-        assert isinstance(request, Request)
+    for at, step in enumerate(gold.requests(task.dev)):
+        # A passage that holds its answer word for word is marked so, which an exchange does.
+        assert not isinstance(step, Request | Answer)
+        (request,) = next(step)
         assert request.messages[-1].content == f'Name the colour.\n\n"""\nIt is red{at}.\n"""\n\nq {at}'
     for at, request in enumerate(irrelevant.requests(task.dev)):
         assert isinstance(request, Request)

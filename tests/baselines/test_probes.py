@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.probes import CANARIES, irrelevant_passages, obedience_probe, obeyed, sample_probes, shot_probes
+from baselines.probes import (
+    CANARIES,
+    HOLDS_ANSWER,
+    holding_answers,
+    irrelevant_passages,
+    knowledge_probes,
+    obedience_probe,
+    obeyed,
+    sample_probes,
+    shot_probes,
+)
 from evals.engines.engine import Message, Request, Response
 from evals.errors import AdvisorError
 from evals.exchange import exchanged
@@ -76,6 +86,56 @@ def test_samples_differ_by_their_seed_alone(task: Task) -> None:
     assert len({request.seed for one in drawn for request in one}) == 5 * len(task.dev)
     assert {one[0].temperature for one in drawn} == {0.7}
     assert {one[0].messages for one in drawn} == {plain.requests(task.dev)[0].messages}
+
+
+def test_samples_are_drawn_of_the_prompt_that_is_given_with_all_that_it_shows(task: Task) -> None:
+    best = shot_probes(task, Silent())[2]
+    for one in sample_probes(best, 3):
+        assert one.kind == "probe"
+        assert [asked.messages for asked in one.requests(task.dev)] == [asked.messages for asked in best.requests(task.dev)]
+
+
+def holding(*rows: tuple[str, str]) -> set[str]:
+    """The names (a, b, …) of the (target, passage) rows whose passage is known to hold the answer."""
+    return set(holding_answers([question("abcdefgh"[at], target, passage) for at, (target, passage) in enumerate(rows)]))
+
+
+def test_a_passage_holds_an_answer_that_stands_in_it_word_for_word_and_hardly_elsewhere() -> None:
+    others = [("blue", "The sea is Blue."), ("wet", "Rain is yes and wet."), ("cold", "Yes, ice is cold.")]
+    # Case and punctuation apart; not inside another word; not where it is not said at all.
+    assert holding(("red car", "It was a RED, car."), *others) == {"a", "b", "c", "d"}
+    assert holding(("red", "It was hundred."), *others) == {"b", "c", "d"}
+    # "yes" stands in the passages of others: no passage answers with it.
+    assert holding(("yes", "Was it? Yes."), *others) == {"b", "c", "d"}
+    assert holding(("", "Nothing."), *others) == {"b", "c", "d"}
+    # Rows of the same passage say nothing of how common a word is.
+    assert holding(*[("blue", "The sea is blue.")] * 3, ("red", "Red it is.")) == {"a", "b", "c", "d"}
+
+
+def test_answers_to_a_passage_that_holds_them_say_so_and_nothing_else_changes(
+    make_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [
+        {"id": f"d{at}", "input": f"q {at}", "output": f"red{at}" if at else "green", "gold_passages": [f"It is red{at}."]}
+        for at in range(3)
+    ]
+    task = load_task(make_task(tmp_path / "held", rows={"dev": rows}, output={"type": "text"}))
+    gold, irrelevant = (replace(one, engine=Says(answers=("a", "b", "c"))) for one in knowledge_probes(task, Silent()))
+    found, other = (
+        [
+            unscored(one)
+            for one in exchanged(
+                probe.engine,
+                [(one.id, step) for one, step in zip(task.dev, probe.requests(task.dev), strict=True)],
+                probe.parse,
+            )
+        ]
+        for probe in (gold, irrelevant)
+    )
+    assert [one.trace for one in found] == [[], [{HOLDS_ANSWER: True}], [{HOLDS_ANSWER: True}]]
+    assert [one.trace for one in other] == [[], [], []]
+    assert [replace(one, trace=[]) for one in found] == other
+    assert gold.settings != replace(gold, holding=frozenset()).settings
 
 
 def passages_of(task: Task) -> dict[str, str]:

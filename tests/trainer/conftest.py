@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from evals.candidate import PromptFormat
 from evals.engines.engine import Message
 from evals.task.example import Example
+from tests.trainer import forked
+from trainer import launch
 from trainer.job import TrainingJob
 from trainer.recipe import Recipe
 
@@ -41,3 +44,19 @@ def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., TrainingJob]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> None:
+    forked.start_server()
+
+
+@pytest.fixture
+def fork_workers(fork_server: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """From now on the launcher forks its workers; the one argument is a fault that is planted in them (None: no more)."""
+
+    def fork(fault: forked.Fault | None = None) -> None:
+        monkeypatch.setattr(launch.subprocess, "Popen", partial(forked.Worker, fault=fault))
+
+    fork()
+    return fork

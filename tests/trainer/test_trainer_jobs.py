@@ -11,21 +11,37 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
+from evals.engines.models import weights_fingerprint
 from evals.errors import AdvisorError, Interrupted
 from evals.events import Event, Note, TrainingStep, ignore
 from evals.records import file_hash
+from tests.trainer import forked
 from trainer import launch
+from trainer.card import read_card
 from trainer.checkpoints import MARK, Spent, last_complete, mark_complete
 from trainer.job import TrainingJob
 from trainer.launch import train
+from trainer.settled import Settled, read_settled
 
 MakeJob = Callable[..., TrainingJob]
+Fork = Callable[..., None]
+POPEN = subprocess.Popen
 STEPS = 12  # 32 rows, batches of 8, three epochs
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process is its own from the start")
+def test_the_peak_of_memory_is_the_training_process_s_own() -> None:
+    held = bytearray(b"x") * (600 * 2**20)
+    told = "from trainer.callbacks import peak_memory_mib as peak; print(peak())"
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert len(held) / 2**20 == 600
+    assert 5 < float(found.stdout) < 400
 
 
 def adapter_bytes(job: TrainingJob) -> str:
@@ -39,11 +55,12 @@ def shared() -> dict[str, Any]:
 
 @pytest.fixture
 def unbroken(make_job: MakeJob, shared: dict[str, Any]) -> dict[str, Any]:
-    """One training without any trouble: what all the others are compared with."""
+    """One training without any trouble, in a process of its own from the start: what all the others are compared with."""
     if not shared:
         job = make_job("unbroken")
         events: list[Event] = []
-        trained = train(job, events.append)
+        with mock.patch.object(launch.subprocess, "Popen", POPEN):
+            trained = train(job, events.append)
         shared.update(job=job, events=events, trained=trained, digest=adapter_bytes(job))
     return shared
 
@@ -63,7 +80,7 @@ def at_step(step: int, action: Callable[[], None]) -> Callable[[Event], None]:
 
 
 def kill_worker() -> None:
-    worker_of(os.getpid()).send_signal(signal.SIGKILL)
+    forked.Worker.latest.kill()
 
 
 def test_the_loss_falls_and_every_step_is_told(unbroken: dict[str, Any]) -> None:
@@ -90,6 +107,14 @@ def test_the_record_counts_rows_tokens_and_steps(unbroken: dict[str, Any]) -> No
     assert trained.tokens_per_second == pytest.approx(trained.train_tokens / trained.seconds, rel=0.01)
 
 
+def test_the_card_in_the_folder_tells_this_training(unbroken: dict[str, Any]) -> None:
+    trained, job = unbroken["trained"], unbroken["job"]
+    card = read_card(trained.folder)
+    assert (card.input_hash, card.steps, card.seconds) == (job.input_hash, trained.steps, trained.seconds)
+    assert (card.final_loss, card.dev_loss, card.how) == (trained.final_loss, trained.dev_loss, "training")
+    assert card.base.fingerprint == weights_fingerprint(job.model_folder)
+
+
 def test_only_lora_weights_are_trained_and_they_are_fp32(unbroken: dict[str, Any]) -> None:
     weights = load_file(unbroken["trained"].folder / "adapter_model.safetensors")
     assert weights
@@ -106,7 +131,9 @@ def test_a_finished_job_is_given_back_at_once(unbroken: dict[str, Any], monkeypa
     assert again.dev_loss == unbroken["trained"].dev_loss
 
 
-def test_kill_9_then_the_same_call_gives_the_same_adapter(make_job: MakeJob, unbroken: dict[str, Any]) -> None:
+def test_kill_9_then_the_same_call_gives_the_same_adapter(
+    make_job: MakeJob, fork_workers: Fork, unbroken: dict[str, Any]
+) -> None:
     job = make_job("killed")
     with pytest.raises(AdvisorError, match="signal 9"):
         train(job, at_step(10, kill_worker))
@@ -119,7 +146,9 @@ def test_kill_9_then_the_same_call_gives_the_same_adapter(make_job: MakeJob, unb
     (torn / "trainer_state.json").write_text("{")
     heard: list[Event] = []
     trained = train(job, heard.append)
-    assert [event.text for event in heard if isinstance(event, Note)] == ["killed: going on from step 8"]
+    assert [event.text for event in heard if isinstance(event, Note) and event.level == "info"] == [
+        "killed: going on from step 8"
+    ]
     assert [event.step for event in heard if isinstance(event, TrainingStep)] == [9, 10, 11, 12, 12]
     assert adapter_bytes(job) == unbroken["digest"]
     assert trained.train_tokens == unbroken["trained"].train_tokens
@@ -127,7 +156,9 @@ def test_kill_9_then_the_same_call_gives_the_same_adapter(make_job: MakeJob, unb
     assert not torn.exists()
 
 
-def test_interrupt_makes_a_checkpoint_and_the_next_call_goes_on(make_job: MakeJob, unbroken: dict[str, Any]) -> None:
+def test_interrupt_makes_a_checkpoint_and_the_next_call_goes_on(
+    make_job: MakeJob, fork_workers: Fork, unbroken: dict[str, Any]
+) -> None:
     job = make_job("interrupted", save_steps=1000)
 
     def interrupt() -> None:
@@ -142,18 +173,18 @@ def test_interrupt_makes_a_checkpoint_and_the_next_call_goes_on(make_job: MakeJo
     assert adapter_bytes(job) == unbroken["digest"]
 
 
-def test_a_worker_that_is_told_to_stop_exits_130(make_job: MakeJob) -> None:
+def test_a_worker_that_is_told_to_stop_exits_130(make_job: MakeJob, fork_workers: Fork) -> None:
     job = make_job("stopped", save_steps=1000, num_train_epochs=200)
     with pytest.raises(Interrupted) as caught:
-        train(job, at_step(2, lambda: worker_of(os.getpid()).send_signal(signal.SIGINT)))
+        train(job, at_step(2, lambda: forked.Worker.latest.send_signal(signal.SIGINT)))
     assert caught.value.exit_code == 130
     assert last_complete(job.folder / "checkpoints") is not None
 
 
-def test_a_worker_ends_with_its_parent(make_job: MakeJob) -> None:
-    job = make_job("orphan", save_steps=1000, num_train_epochs=5000)
+def test_a_worker_ends_with_its_parent_and_is_gone_on_from(make_job: MakeJob, fork_workers: Fork) -> None:
+    job, whole = (make_job(name, save_steps=1000, num_train_epochs=40) for name in ("orphan", "whole"))
     job.write(job.input_hash)
-    parent = subprocess.Popen(
+    parent = POPEN(
         [sys.executable, "-c", PARENT, str(job.folder)],
         stdout=subprocess.PIPE,
         text=True,
@@ -169,6 +200,11 @@ def test_a_worker_ends_with_its_parent(make_job: MakeJob) -> None:
     finally:
         parent.kill()
     assert last_complete(job.folder / "checkpoints") is not None
+    heard: list[Event] = []
+    train(job, heard.append)
+    assert next(event.step for event in heard if isinstance(event, TrainingStep)) > 1
+    train(whole, ignore)
+    assert adapter_bytes(job) == adapter_bytes(whole)
 
 
 PARENT = """
@@ -182,16 +218,20 @@ _run_worker(Path(sys.argv[1]), listen)
 """
 
 
-def test_another_job_in_the_same_folder_starts_afresh(make_job: MakeJob, unbroken: dict[str, Any]) -> None:
+def test_another_job_in_the_same_folder_starts_afresh(make_job: MakeJob, fork_workers: Fork, unbroken: dict[str, Any]) -> None:
     job = make_job("other", num_train_epochs=1)
     shutil.copytree(unbroken["job"].folder, job.folder)
+    Settled(threads=1, rows_at_once=1).write(job.folder)
     trained = train(job, ignore)
     assert (trained.reused, trained.steps) == (False, 4)
     assert trained.input_hash != unbroken["trained"].input_hash
     assert adapter_bytes(job) != unbroken["digest"]
+    settled = read_settled(job.folder)
+    assert settled is not None
+    assert settled.rows_at_once == 0
 
 
-def test_a_worker_that_crashes_shows_why(make_job: MakeJob) -> None:
+def test_a_worker_that_crashes_shows_why(make_job: MakeJob, fork_workers: Fork) -> None:
     job = make_job("broken", lora_target_modules=("no_such_layer",))
     with pytest.raises(AdvisorError, match="no_such_layer"):
         train(job, ignore)
@@ -214,7 +254,7 @@ def test_checkpoints_without_a_true_mark_do_not_count(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-def test_a_full_disk_is_named(make_job: MakeJob) -> None:
+def test_a_full_disk_is_named(make_job: MakeJob, fork_workers: Fork) -> None:
     job = make_job("full")
     blocker = job.folder / "checkpoints" / "checkpoint-4"
 

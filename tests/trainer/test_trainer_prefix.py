@@ -10,31 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tests.rows_alike import PREFIX, beginning, padded, rows
 from trainer.data import IGNORED
 from trainer.fused import answer_loss
 from trainer.prefix import collator, common_prefix, share_prefix, supports
-
-PREFIX = [1, 20, 21, 22, 23, 24, 25, 26]
-
-
-def rows() -> list[dict[str, list[int]]]:
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for length in (9, 12, 7):
-        tail = torch.randint(30, 90, (length,), generator=generator).tolist()
-        ids = [*PREFIX, *tail]
-        made.append({"input_ids": ids, "labels": [IGNORED] * (len(PREFIX) + 4) + ids[len(PREFIX) + 4 :]})
-    return made
-
-
-def padded(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
-    width = max(len(row["input_ids"]) for row in batch)
-
-    def fill(name: str, value: int) -> Any:
-        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in batch])
-
-    mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in batch]
-    return {"input_ids": fill("input_ids", 0), "labels": fill("labels", IGNORED), "attention_mask": torch.tensor(mask)}
 
 
 def lora_model(folder: Path) -> Any:
@@ -44,14 +23,15 @@ def lora_model(folder: Path) -> Any:
     return get_peft_model(model, lora)
 
 
-@pytest.mark.parametrize("prefix", [1, len(PREFIX)])
+@pytest.mark.parametrize("prefix", [0, 1, len(PREFIX)])
 def test_loss_and_gradients_are_those_of_a_padded_batch(tiny_model: Path, prefix: int) -> None:
     plain, shared = lora_model(tiny_model), lora_model(tiny_model)
-    expected, count = answer_loss(plain, padded(rows()))
+    expected, count = answer_loss(plain, padded(beginning(prefix)))
     (expected / count).backward()
     assert supports(shared.get_base_model())
     layout = share_prefix(shared.get_base_model())
-    batch = collator(prefix, 0)(rows())
+    batch = collator(0)(beginning(prefix))
+    assert batch["layout"].tolist() == [prefix, 3]
     layout.prefix, layout.tails = batch["layout"].tolist()
     loss, counted = answer_loss(shared, batch)
     (loss / counted).backward()
@@ -71,6 +51,6 @@ def test_the_prefix_ends_before_the_last_prompt_token() -> None:
 
 
 def test_tokens_are_counted_as_if_every_row_stood_alone() -> None:
-    batch = collator(len(PREFIX), 0)(rows())
+    batch = collator(0)(rows())
     assert int(batch["tokens"]) == sum(len(row["input_ids"]) for row in rows())
     assert batch["input_ids"].shape == (1, len(PREFIX) + 3 * 12)

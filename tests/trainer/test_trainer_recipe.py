@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
 import pytest
 
-from evals.engines.machine import Machine
 from evals.errors import ProblemsError
-from trainer.estimate import estimate, training_rate
 from trainer.recipe import Recipe, recommended_recipe
 
 SMALL = 134_000_000
@@ -47,12 +49,50 @@ def test_steps_are_counted_as_the_trainer_counts_them() -> None:
     assert recipe.total_steps(300) == 48  # 38 batches, 19 steps an epoch, 47.5 rounded up
 
 
-def test_the_estimate_grows_with_epochs_and_shrinks_with_the_rate() -> None:
-    machine = Machine("cpu", 2, "2", "cpu", 2, 320.0, 2000.0, 20.0)
-    rate = training_rate(machine, "bfloat16", SMALL)
-    assert rate > training_rate(machine, "float32", SMALL)
-    short = estimate(Recipe(num_train_epochs=1), SMALL, 32_000, rate, rows=300, dtype="bfloat16")
-    long = estimate(Recipe(num_train_epochs=4), SMALL, 32_000, rate, rows=300, dtype="bfloat16")
-    assert (short.steps, long.steps, long.tokens) == (38, 152, 128_000)
-    assert long.seconds > short.seconds
-    assert 1_000 < long.memory_mib < 6_000
+@pytest.mark.parametrize(
+    ("short", "settings", "title"),
+    [
+        ("lora", {}, "SFT, LoRA"),
+        ("qlora", {"load_in_4bit": True}, "SFT, QLoRA"),
+        ("dora", {"use_dora": True}, "SFT, DoRA"),
+        ("rslora", {"use_rslora": True}, "SFT, LoRA with rank-stabilised scaling"),
+        ("full", {"use_peft": False, "learning_rate": 5e-5}, "SFT, all weights"),
+    ],
+)
+def test_a_kind_of_adapter_for_a_method_means_sft_with_it(short: str, settings: dict[str, Any], title: str) -> None:
+    recipe = recommend(method=short)
+    assert recipe == replace(recommend(), **settings)
+    assert recipe.title == title
+
+
+def test_each_method_has_its_own_defaults() -> None:
+    dpo, raft = recommend(method="dpo"), recommend(method="raft")
+    assert (dpo.learning_rate, dpo.num_train_epochs, dpo.replay_share) == (5e-5, 1.0, 0.0)
+    assert (raft.max_length, raft.learning_rate, raft.replay_share) == (2048, recommend().learning_rate, 0.05)
+    full = recommended_recipe(300, 7_000_000_000, overrides={"use_peft": False}, where="t", seed=0)
+    assert full.learning_rate == pytest.approx(2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "said"),
+    [
+        ({"beta": 0.2}, "beta", "is for method dpo"),
+        ({"method": "dpo", "gold_share": 0.5}, "gold_share", "is for method raft"),
+        ({"use_peft": False, "use_dora": True}, "use_dora", "trains all weights"),
+        ({"method": "qlora", "use_peft": False}, "load_in_4bit", "trains all weights"),
+        ({"method": "raft", "gold_share": 1.5}, "gold_share", "at most 1"),
+        ({"use_dora": 1}, "use_dora", "must be true or false"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_contradict_each_other_are_refused(
+    settings: dict[str, Any], key: str, said: str
+) -> None:
+    with pytest.raises(ProblemsError) as caught:
+        recommend(**settings)
+    assert [one.key for one in caught.value.problems] == [f"train.{key}"]
+    assert said in caught.value.problems[0].message
+
+
+def test_a_recipe_comes_back_from_its_record() -> None:
+    recipe = recommend(lora_target_modules=["q_proj", "v_proj"], method="dora")
+    assert Recipe.of({"schema_version": 1, **json.loads(json.dumps(asdict(recipe)))}) == recipe

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 Level = Literal["error", "warning", "review", "info"]
-# Where a text stands. `general`: the benchmarks that measure forgetting.
-Pool = Literal["train", "dev", "test", "documents", "general"]
-SPLITS = frozenset({"train", "dev", "test"})
+# Where a text stands. `preferences`, `replay`: pairs and general rows that training may learn from; `general`: the benchmarks that
+# measure forgetting.
+Pool = Literal["train", "dev", "test", "preferences", "replay", "documents", "general"]
+SPLITS = frozenset({"train", "dev", "test", "preferences", "replay"})
 SHOWN = 400
 # Leaks that are no matter of opinion: a score on such a row may measure memory.
 TAINTING = ("leak.exact", "leak.ngram", "leak.near", "leak.edited")
@@ -70,7 +71,7 @@ class Checks:
         return frozenset(
             place.id
             for places in pairs
-            if any(one.pool == "train" for one in places)
+            if any(one.pool in {"train", "preferences", "replay"} for one in places)
             for place in places
             if place.pool == "general"
         )

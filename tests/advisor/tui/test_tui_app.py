@@ -127,6 +127,7 @@ class ScriptedFlow:
             return Journey(folder, task, (), self.advice)
         if train:
             self._stage(on_event, "training", lambda: self._train(on_event, "training"))
+            self._stage(on_event, "repair", lambda: None)
         self._stage(
             on_event,
             "re-evaluation",
@@ -145,7 +146,8 @@ class ScriptedFlow:
     def _train(self, on_event: OnEvent, purpose: str) -> None:
         for step in range(1, 11):
             dev_loss = 0.61 if step == 5 else None
-            on_event(TrainingStep(purpose, step, 10, 3.0 / step, dev_loss, 2e-4, 512.0, 10.0 - step, 2310.0))
+            more = {"dev_score": 0.75, "kl": 0.0312} if step == 4 else {}
+            on_event(TrainingStep(purpose, step, 10, 3.0 / step, dev_loss, 2e-4, 512.0, 10.0 - step, 2310.0, **more))
         self.at(purpose, on_event)
 
 
@@ -205,13 +207,14 @@ async def test_an_example_from_the_first_screen_to_the_verdict(tmp_path: Path, s
 
         flow.release("baselines")
         await until(pilot, lambda: states(app)["advice"] == "running" and "loss 0.300   dev loss 0.610" in shown(app))
+        assert "dev score 0.750   KL 0.031" in shown(app)
         assert "0.655" in shown(app)
         assert "512 tokens/s   2,310 MiB" in shown(app)
         assert list(app.screen.query_one(Sparkline).data or ()) == pytest.approx([3.0 / step for step in range(1, 11)])
 
         flow.release("probe")
         await until(pilot, lambda: phase(app) == "deciding")
-        await until(pilot, lambda: "Fine-tune (LoRA)." in shown(app))
+        await until(pilot, lambda: "Fine-tune." in shown(app))
         told = text_of(app, "#recommendation-text")
         for part in ("a probe beats few_shot by +21.4", "+15.3 to +27.5", "70 dev items only", "more rows", "420"):
             assert part in told

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from evals.engines.cache import ResponseCache
+from evals.engines.chat import one_call_a_turn
 from evals.engines.decode import Row
 from evals.engines.engine import Constraint, Message, Request, ToolCall
 from evals.engines.handle import ModelHandle
-from evals.engines.hf import HfEngine, one_call_a_turn
+from evals.engines.hf import HfEngine
 from evals.engines.tokenizer import PLAIN_TEMPLATE
 from evals.errors import AdvisorError
 from evals.events import ignore

@@ -131,6 +131,7 @@ def test_a_sample_without_a_seed_is_never_kept(path: Path) -> None:
         truncated=st.booleans(),
         logprob=st.none() | st.floats(allow_nan=False),
         calls=st.lists(st.builds(ToolCall, st.text(st.characters()), st.text(), st.text()), max_size=3).map(tuple),
+        cached_tokens=st.integers(0, 10**9),
     )
 )
 def test_any_response_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, response: Response) -> None:

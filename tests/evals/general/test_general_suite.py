@@ -25,7 +25,7 @@ TOTAL = sum(map(len, ROWS.values()))
 
 def test_600_items_and_no_template_over_a_twentieth() -> None:
     assert TOTAL >= 600
-    assert sum(task.items for task in quick_suite()) == TOTAL
+    assert quick_suite().items == TOTAL
     templates = Counter(f"{name}/{row['template']}" for name, rows in ROWS.items() for row in rows)
     assert templates.most_common(1)[0][1] <= 0.05 * TOTAL
 
@@ -77,14 +77,14 @@ def test_demo_model_has_room_to_fall_and_planted_damage_is_found(tmp_path: Path)
     from evals.general.lm_eval import measure
     from evals.statistics.margin import non_inferiority
 
-    tasks = quick_suite()
+    suite = quick_suite()
     engine = HfEngine(ModelHandle(DEMO_MODEL, "auto", ignore))
-    base, reused = measure(engine, "quick", tasks, tmp_path / "base", "base", ignore)
+    base, reused = measure(engine, suite, tmp_path / "base", "base", ignore)
     assert not reused
     for name, items in base.by_task().items():
         score = sum(one.score for one in items) / len(items)
         assert CHANCE[name] + 0.10 <= score <= 0.90, (name, score)
-    again, reused = measure(engine, "quick", tasks, tmp_path / "base", "base", ignore)
+    again, reused = measure(engine, suite, tmp_path / "base", "base", ignore)
     assert reused
     assert again == base
 
@@ -94,7 +94,11 @@ def test_demo_model_has_room_to_fall_and_planted_damage_is_found(tmp_path: Path)
             if weight.ndim == 2:
                 noise = torch.randn(weight.shape, generator=generator) * weight.float().std() * 0.055
                 weight.copy_((weight.float() + noise).to(weight.dtype))
-    damaged, _ = measure(engine, "quick", tasks, tmp_path / "damaged", "damaged", ignore)
+    # What is kept of a base is kept by its files: damaged weights are another model.
+    engine.handle.model.save_pretrained(tmp_path / "noise")
+    engine.handle.tokenizer.save_pretrained(tmp_path / "noise")
+    other = HfEngine(ModelHandle(str(tmp_path / "noise"), "auto", ignore))
+    damaged, _ = measure(other, suite, tmp_path / "damaged", "damaged", ignore)
     found = non_inferiority([one.score for one in damaged.items], [one.score for one in base.items], 0.05)
     print(f"planted damage: {found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}] {found.answer}")
     assert found.estimate <= -0.06

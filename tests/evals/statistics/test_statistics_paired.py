@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from evals.statistics.paired import (
+    _degrees,
     holm,
     mcnemar,
     mcnemar_exact,
@@ -142,21 +143,91 @@ def test_ungrouped_is_the_paired_t_test(level: float) -> None:
     assert ours.sd == pytest.approx(np.std(a - b, ddof=1))
 
 
-def test_clusters_against_statsmodels() -> None:
+def test_equal_clusters_against_statsmodels() -> None:
     api = pytest.importorskip("statsmodels.api")
     random = np.random.default_rng(3)
-    groups = random.integers(0, 17, 120)
+    groups = np.repeat(np.arange(17), 6)
     shift = random.normal(0, 0.2, 17)[groups]
-    a, b = np.clip(random.uniform(0.3, 0.9, 120) + shift, 0, 1), random.uniform(0, 1, 120)
-    fit = api.OLS(a - b, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    ours = paired_difference(a, b, [f"document {one}" for one in groups])
-    assert ours.estimate == pytest.approx(fit.params[0])
-    assert (ours.low, ours.high) == pytest.approx(tuple(fit.conf_int()[0]))
-    assert ours.p == pytest.approx(fit.pvalues[0])
-    assert ours.clusters == 17
-    fit = api.OLS(a, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    mean = mean_interval(a, list(groups))
-    assert (mean.low, mean.high) == pytest.approx(tuple(fit.conf_int()[0]))
+    a, b = np.clip(random.uniform(0.3, 0.9, 102) + shift, 0, 1), random.uniform(0, 1, 102)
+    for level in LEVELS:
+        fit = api.OLS(a - b, np.ones(102)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+        ours = paired_difference(a, b, [f"document {one}" for one in groups], level)
+        assert ours.estimate == pytest.approx(fit.params[0])
+        assert (ours.low, ours.high) == pytest.approx(tuple(fit.conf_int(1 - level)[0]))
+        assert ours.p == pytest.approx(fit.pvalues[0])
+        assert ours.clusters == 17
+        fit = api.OLS(a, np.ones(102)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+        mean = mean_interval(a, list(groups), level)
+        assert (mean.low, mean.high) == pytest.approx(tuple(fit.conf_int(1 - level)[0]))
+
+
+def cr2(values: np.ndarray, groups: np.ndarray, correlation: float | None) -> tuple[float, float]:
+    """Standard error and degrees of freedom by the matrices of Pustejovsky and Tipton (2018), sections 2.1 and 3.2.
+
+    Least squares of `values` on a constant; the working model of the adjustment is the identity, that of the degrees of freedom
+    has `correlation` within clusters (None: what residuals show, by the sum over all pairs of items).
+    """
+    n = len(values)
+    design = np.ones((n, 1))
+    hat = design @ np.linalg.inv(design.T @ design) @ design.T
+    residuals = values - hat @ values
+    same = groups[:, None] == groups[None]
+    pairs = same & ~np.eye(n, dtype=bool)
+    if correlation is None:
+        correlation = min(1.0, max(0.0, np.outer(residuals, residuals)[pairs].mean() / (residuals**2).mean()))
+    working = np.where(same, correlation, 0.0) + (1 - correlation) * np.eye(n)
+    variance, columns = 0.0, []
+    for name in np.unique(groups):
+        mine = groups == name
+        eigenvalues, vectors = np.linalg.eigh((np.eye(n) - hat)[np.ix_(mine, mine)])
+        adjusted = vectors @ np.diag(eigenvalues**-0.5) @ vectors.T @ np.ones(mine.sum()) / n
+        variance += (adjusted @ residuals[mine]) ** 2
+        columns.append((np.eye(n) - hat)[:, mine] @ adjusted)
+    quadratic = np.array(columns) @ working @ np.array(columns).T
+    return math.sqrt(variance), np.trace(quadratic) ** 2 / (quadratic**2).sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_unequal_clusters_by_matrices(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    n = int(random.integers(12, 70))
+    groups = random.integers(0, random.integers(3, 15), n)
+    luck = random.normal(0, 0.1 * seed, 15)[groups]
+    a, b = np.clip(np.stack((luck, -luck)) + random.uniform(0.2, 0.8, (2, n)), 0, 1)
+    se, degrees = cr2(a - b, groups, None)
+    reach = stats.t.ppf(0.975, degrees) * se
+    ours = paired_difference(a, b, list(groups))
+    assert (ours.low, ours.high) == pytest.approx((ours.estimate - reach, ours.estimate + reach))
+    assert ours.p == pytest.approx(2 * stats.t.sf(abs(ours.estimate) / se, degrees))
+    assert ours.sd == pytest.approx(se * math.sqrt(n))
+    se, degrees = cr2(a, groups, None)
+    mean = mean_interval(a, list(groups), 0.8)
+    assert mean.high - mean.estimate == pytest.approx(stats.t.ppf(0.9, degrees) * se)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sizes", [[1, 9], [1, 2, 3, 10, 10], [4, 4, 4, 5], [50, 1, 1]])
+def test_degrees_of_freedom_by_matrices(sizes: list[int], correlation: float) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    values = np.random.default_rng(7).uniform(size=len(groups))
+    _, expected = cr2(values, groups, correlation)
+    degrees = _degrees(np.array(sizes, dtype=float), correlation)
+    assert degrees == pytest.approx(expected)
+    assert 1 - 1e-9 <= degrees <= len(sizes) - 1 + 1e-9
+
+
+def test_clusters_of_one_size_keep_all_degrees_of_freedom() -> None:
+    for correlation in (0.0, 0.4, 1.0):
+        assert _degrees(np.full(9, 4.0), correlation) == pytest.approx(8)
+
+
+def test_thousands_of_unequal_clusters() -> None:
+    # 3,000 clusters: a G x G matrix would be 72 MB.
+    random = np.random.default_rng(8)
+    groups = np.repeat(np.arange(3000), random.integers(1, 4, 3000))
+    values = random.uniform(size=len(groups))
+    found = paired_difference(values, np.zeros(len(groups)), list(groups))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(values) / math.sqrt(len(groups)), rel=0.05)
 
 
 def test_repeating_every_item_in_its_cluster_tells_nothing_new() -> None:
@@ -185,7 +256,8 @@ def binary(both: int, b: int, c: int, neither: int) -> tuple[list[int], list[int
     [
         ((10, 6, 5, 8), "Tango score", "McNemar mid-p"),  # 29 items, 11 discordant
         ((60, 6, 3, 31), "Tango score", "McNemar exact"),  # 100 items, 9 discordant
-        ((60, 7, 3, 30), "cluster-robust t", "McNemar mid-p"),  # 100 items, 10 discordant
+        ((60, 7, 3, 30), "Tango score", "McNemar mid-p"),  # 100 items, 10 discordant
+        ((1200, 3, 150, 1147), "Tango score", "McNemar mid-p"),  # thousands of items, and hardly a win
         ((4, 2, 1, 2), "Tango score", "McNemar exact"),
         ((50, 0, 0, 50), "Tango score", "McNemar exact"),
         ((0, 50, 0, 0), "Tango score", "McNemar mid-p"),  # n >= 30, no spread: t would have no width
@@ -198,8 +270,17 @@ def test_which_interval_and_which_test(table: tuple[int, int, int, int], method:
     assert (found.method, found.test, found.discordant) == (method, test, wins + losses)
     p = mcnemar_exact(wins, losses) if test == "McNemar exact" else mcnemar(wins, losses)
     assert found.p == p
-    if method != "cluster-robust t":
-        assert (found.low, found.high) == pytest.approx(tango_interval(wins, losses, len(a)))
+    assert (found.low, found.high) == pytest.approx(tango_interval(wins, losses, len(a)))
+
+
+def test_graded_scores_take_the_t_interval_however_few() -> None:
+    assert paired_difference([0.5, 1, 0, 1], [0, 1, 0, 0]).method == "cluster-robust t"
+
+
+def test_tango_and_t_agree_where_there_is_much_of_everything() -> None:
+    a, b = binary(2000, 400, 350, 2250)
+    ours, theirs = paired_difference(a, b), stats.ttest_rel(a, b).confidence_interval()
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
 
 def test_binary_scores_in_clusters_take_the_cluster_robust_way() -> None:

@@ -85,6 +85,14 @@ def test_clusters_cost_items() -> None:
     assert 120 + many == pytest.approx(3 * (40 + few), abs=3)
 
 
+def test_scores_all_zero_ask_for_more_only_where_an_effect_is_named() -> None:
+    zeros = paired_difference([0.0] * 12, [0.0] * 12)
+    assert more_items(zeros) is None
+    assert more_items(zeros, -0.5) == pytest.approx(7.85 / 0.5 - 12, abs=1)
+    # One cluster counts as one item, however many it has.
+    assert more_items(paired_difference([1, 1, 0], [0, 0, 0], ["x"] * 3), 0.5) == pytest.approx(7.85 * 3 / 0.5 - 3, abs=1)
+
+
 def test_wrong_questions_are_refused() -> None:
     for wrong in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="sd"):
