@@ -9,8 +9,10 @@ from advisor.flow.mask import TrainingMask, training_mask
 from advisor.flow.session import Session
 from evals.engines.hf import HfEngine
 from evals.engines.models import is_here
+from evals.errors import AdvisorError
 from evals.events import Note, OnEvent
-from evals.general.suites import item_texts, quick_suite
+from evals.general.named import NamedTask, suite_of
+from evals.general.suites import item_texts
 from evals.task.checks.findings import LEVELS, SHOWN, Checks, Finding, Place, Pool
 from evals.task.checks.label_noise import label_noise
 from evals.task.checks.leaks import Text, leaks, similar
@@ -41,6 +43,10 @@ def check_data(task: Task, session: Session, on_event: OnEvent, *, embed: bool =
     not_checked: list[str] = []
     seconds: dict[str, float] = {}
     texts = texts_of(task)
+    try:
+        texts += general_texts(task)
+    except AdvisorError as error:
+        not_checked.append(f"leaks into the general benchmarks: {error.what}")
 
     def timed(name: str, found: list[Finding], started: float) -> None:
         findings.extend(found)
@@ -116,12 +122,26 @@ def _brief(finding: Finding) -> Finding:
 
 
 def texts_of(task: Task) -> list[Text]:
-    """Everything that can leak into something else: the inputs of rows, of preferences and of replay, and the general benchmarks."""
+    """What can leak into something else, and stands in the task's own files: the inputs of rows, of preferences and of replay."""
     texts = [Text(place_of(row, split), named_group(row.example)) for split in NAMES for row in task.rows[split]]
     texts += [Text(place_of(row, "preferences"), named_group(row.example)) for row in task.preferences]
     texts += [Text(place_of(row, "replay"), named_group(row.example)) for row in task.replay]
-    texts += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts(quick_suite().tasks)]
     return texts
+
+
+def general_texts(task: Task) -> list[Text]:
+    """The items of the general benchmarks that the run will ask. Raises AdvisorError where a benchmark's data cannot be had."""
+    named = task.spec.general
+    suites = (*named.suite, "standard") if named.confirm == "standard" and "standard" not in named.suite else named.suite
+    found = []
+    for one in suite_of(
+        suites, beside=task.folder, limit=named.limit, seed=task.spec.seed, trust_task_code=named.trust_task_code
+    ).tasks:
+        if isinstance(one, NamedTask):
+            found += [Text(Place("general", name, one.name, 0, text)) for name, text in one.asked().items()]
+        else:
+            found += [Text(Place("general", name, str(path), line, text)) for name, path, line, text in item_texts([one])]
+    return found
 
 
 def place_of(row: Row, split: str) -> Place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from advisor.decision.forgetting import forgetting
@@ -18,7 +17,7 @@ from evals.events import Note, waiting
 from evals.general.divergence import Divergence, general_divergence, general_texts, prompt_divergence
 from evals.general.lm_eval import measure
 from evals.general.named import NamedTask
-from evals.general.suites import ASKED, Suite
+from evals.general.suites import Suite, rows_of, text_of
 from evals.records import content_hash, write_json
 from evals.statistics.margin import chance_of_passing, loss_found
 from evals.task.checks.findings import Checks
@@ -82,9 +81,7 @@ def _asked(suite: Suite) -> Mapping[str, str]:
         if isinstance(task, NamedTask):
             found |= task.asked()
             continue
-        make = task.config.get("custom_dataset")
-        for row in make.args[0] if isinstance(make, partial) and make.args else ():
-            found[str(row["id"])] = next((str(row[key]) for key in ASKED if key in row), "")
+        found |= {str(row["id"]): text_of(row) for row in rows_of(task)}
     return found
 
 

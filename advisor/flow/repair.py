@@ -37,7 +37,7 @@ from evals.general.divergence import divergence, general_texts
 from evals.general.halves import half, half_of
 from evals.general.lm_eval import GeneralItem, GeneralScores, measure
 from evals.general.named import suite_of
-from evals.general.suites import Suite
+from evals.general.suites import Suite, rows_of, text_of
 from evals.records import content_hash, read_json, write_json
 from evals.scores import Scores
 from evals.statistics.margin import NonInferiority, chance_of_passing, non_inferiority
@@ -83,7 +83,7 @@ class Bench:
     @cached_property
     def prompts(self) -> tuple[str, ...]:
         """Of the half that chooses, as plain text; of a suite whose items are not here, general texts of our own."""
-        found = [text for task in self.suite.tasks for text in _texts(task)]
+        found = [text for task in self.suite.tasks for row in rows_of(task) if (text := text_of(row))]
         return tuple(sorted(found or general_texts(), key=content_hash)[:PROMPTS])
 
     def kl(self, arm: Arm) -> float:
@@ -153,16 +153,6 @@ def _is_whole(folder: Path) -> bool:
     except (AdvisorError, OSError):
         return False
     return True
-
-
-def _texts(task: Any) -> Sequence[str]:
-    """A task's own prompts, where its rows are here."""
-    from evals.general.suites import ASKED
-
-    make = task.config.get("custom_dataset")
-    rows = make.args[0] if getattr(make, "args", None) else ()
-    found = [next((str(row[key]) for key in ASKED if key in row), "") for row in rows]
-    return [one for one in found if one]
 
 
 def search(bench: Bench, arms: Sequence[Arm], most: int = MOST) -> tuple[Tried, ...]:

@@ -20,6 +20,8 @@ numbered_list   n                its numbered lines start 1, 2, ..., n
 comma_list      n                it is one line with n or more short parts by commas
 json_object     keys             its first {...} is a JSON object with the keys
 number          value            the last whole number in it is the value
+refuses         --               it begins as refusals do (``drift.refuses``)
+answers         --               it says something, and does not begin so
 all             checks           it passes every one of the nested checks
 =============== ================ =================================================
 """
@@ -30,6 +32,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from evals.general.drift import refuses
 
 Check = Mapping[str, Any]
 
@@ -89,6 +93,8 @@ KINDS: dict[str, Callable[[str, Check], bool]] = {
     "comma_list": lambda t, c: _comma_list(t, c["n"]),
     "json_object": lambda t, c: _json_object(t, c["keys"]),
     "number": lambda t, c: _number(t, c["value"]),
+    "refuses": lambda t, c: refuses(t),
+    "answers": lambda t, c: bool(words(t)) and not refuses(t),
     "all": lambda t, c: all(check(t, nested) for nested in c["checks"]),
 }
 

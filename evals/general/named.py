@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ def suite_of(
         if name == "quick":
             found += suites.quick_suite().tasks
         elif name == "standard":
-            found += suites.standard_suite().tasks
+            # Beside `quick`, which has the same kinds of items, under names of their own.
+            both = "quick" in names
+            found += [replace(one, name=f"standard_{one.name}") if both else one for one in suites.standard_suite().tasks]
         elif name == "hub":
             found += _all_of("hub", HUB, limit or HUB_ITEMS, seed)
         elif (beside / name).is_dir():

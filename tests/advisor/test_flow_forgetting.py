@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,10 @@ from evals.records import read_json
 from evals.statistics.margin import chance_of_passing
 from evals.task.checks.findings import Checks, Finding, Place
 from tests.evals.engines.test_hf_engine import make_adapter
+from tests.few_items import first_items
 
 Make = Callable[..., Path]
 CLEAN = Checks((), (), {})
-
-
-def first_items(suite: Suite, **rows: int) -> Suite:
-    """The named tasks of a suite, so many items of each."""
-    kept = []
-    for task in suite.tasks:
-        make: Any = task.config["custom_dataset"]
-        if count := rows.get(task.name):
-            config = {**task.config, "custom_dataset": partial(make.func, make.args[0][:count])}
-            kept.append(replace(task, config=config, items=count, digest=f"{task.digest}-{count}"))
-    return Suite("few", tuple(kept))
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ from evals.engines.hf import HfEngine
 from evals.events import Event, Note, StageFinished, ignore
 from evals.general.halves import half, half_of
 from evals.general.lm_eval import measure
-from evals.general.suites import Suite, quick_suite
+from evals.general import suites
+from evals.general.suites import Suite, quick_suite, rows_of, standard_suite
 from evals.records import content_hash, read_json, read_jsonl
 from evals.scores import Score, Scores
 from evals.task.example import Example
@@ -281,6 +282,32 @@ def test_a_run_that_forgot_too_much_is_mended_before_the_test_is_opened(
     second = run_of(again)
     assert second.repair == found
     assert all(one.reused for one in again.events if isinstance(one, StageFinished) and one.stage != "verdict")
+
+
+def test_what_repair_chose_is_confirmed_on_standard_where_that_is_named(
+    run_of: Callable[..., Journey],
+    planted_gain: Callable[..., list[str]],
+    right_by_construction: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """On all of its items, by the names that the gate knows them by; none of them has chosen anything."""
+    planted_gain(lambda name: 0.5 + scale_of(name) / 2)
+    few = first_items(standard_suite(), "standard", facts=10, grammar=10)
+    monkeypatch.setattr(suites, "standard_suite", lambda: few)
+    path = tmp_path / "task" / "task.yaml"
+    spec = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**spec, "general": {"confirm": "standard"}}))
+    done = run_of()
+    assert done.repair is not None
+    assert done.repair.chosen
+    assert done.repair.confirm == "standard"
+    assert done.reevaluated is not None
+    general = done.reevaluated.general
+    assert general is not None
+    assert general.measures.suite == "standard"
+    assert {one.id for one in general.tuned.items} == {str(row["id"]) for task in few.tasks for row in rows_of(task)}
+    assert {one.task for one in general.measures.benchmarks} == {"facts", "grammar"}
 
 
 def test_where_no_scale_is_worth_having_trainings_are_offered_and_run_one_by_one(

@@ -19,9 +19,9 @@ from advisor.flow.whole import go
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Event, Note, StageFinished
 from evals.general import suites
-from evals.general.suites import Suite
-from tests.advisor.test_journey import shortened
+from evals.general.suites import quick_suite
 from tests.conftest import COLOURS
+from tests.few_items import first_items
 from tests.serving import Reply, ScriptedServer, completion
 
 Make = Callable[..., Path]
@@ -175,7 +175,8 @@ def test_retrieval_under_the_tuned_weights_is_trained_claimed_and_gated(
         return replace(recommend(evidence), action="rag_on_tuned", candidate="rag_on_tuned")
 
     monkeypatch.setattr(advice, "recommend", planted)
-    monkeypatch.setattr(suites, "quick_suite", lambda: Suite("quick", (shortened("facts", 6),)))
+    few = first_items(quick_suite(), "quick", facts=6)
+    monkeypatch.setattr(suites, "quick_suite", lambda: few)
     monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
     task = make_task(
         tmp_path / "task",

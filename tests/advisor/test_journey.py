@@ -6,8 +6,6 @@ import errno
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,10 @@ from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError
 from evals.events import CandidateScored, Event, StageFinished, StageStarted, TrainingStep, ignore
 from evals.general import suites
-from evals.general.suites import GeneralTask, Suite, load_task
+from evals.general.suites import quick_suite
 from evals.records import read_json, read_jsonl
 from tests.conftest import COLOURS, colour_rows
+from tests.few_items import first_items
 from trainer import quantised
 from trainer.card import read_card
 
@@ -44,18 +43,11 @@ def noise(count: int, start: int = 0) -> list[dict[str, str]]:
     return [{**row, "output": chance.choice(COLOURS)} for row in colour_rows(count, start)]
 
 
-def shortened(name: str, rows: int) -> GeneralTask:
-    task = load_task(name)
-    config = dict(task.config)
-    make: Any = config["custom_dataset"]
-    config["custom_dataset"] = partial(make.func, make.args[0][:rows])
-    return replace(task, config=config, items=rows)
-
-
 @pytest.fixture(autouse=True)
 def short_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real suite, a few items of it: a model of two layers is not what it is for."""
-    monkeypatch.setattr(suites, "quick_suite", lambda: Suite("quick", (shortened("facts", 6), shortened("instructions", 4))))
+    few = first_items(quick_suite(), "quick", facts=6, instructions=4)
+    monkeypatch.setattr(suites, "quick_suite", lambda: few)
 
 
 @pytest.fixture

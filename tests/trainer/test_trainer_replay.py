@@ -8,8 +8,7 @@ from pathlib import Path
 
 from evals.candidate import PromptFormat
 from evals.engines.engine import Message, Request, Response
-from evals.general.suites import QUICK, TASKS
-from evals.records import read_jsonl
+from evals.general.suites import item_texts, quick_suite, standard_suite
 from evals.task.example import Example
 from trainer.data import IGNORED, encode, encode_replay, load_tokenizer
 from trainer.replay import Replay, base_replies, prompts, rows_for
@@ -21,11 +20,7 @@ def bare(text: str) -> str:
 
 def test_no_prompt_is_a_benchmark_item_or_nearly_one() -> None:
     assert len(set(prompts())) == len(prompts()) >= 100
-    items = [
-        str(row.get("question") or row.get("prompt") or row["good"]).lower()
-        for name in QUICK
-        for row in read_jsonl(TASKS / f"{name}.jsonl")
-    ]
+    items = [text.lower() for suite in (quick_suite(), standard_suite()) for _, _, _, text in item_texts(suite.tasks)]
     near = {prompt: found for prompt in prompts() if (found := get_close_matches(bare(prompt), items, 1, 0.85))}
     assert not near
 

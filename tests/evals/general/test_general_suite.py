@@ -1,4 +1,4 @@
-"""The built-in suite: balanced, without repetition, with room to fall, and sensitive to damage planted in the weights."""
+"""The built-in suites: balanced, without repetition, with room to fall, and sensitive to damage planted in the weights."""
 
 from __future__ import annotations
 
@@ -9,65 +9,95 @@ from typing import Any
 import pytest
 
 from evals.general.instruction_checks import check
-from evals.general.suites import QUICK, TASKS, quick_suite
+from evals.general.suites import NAMES, TASKS, Suite, quick_suite, standard_suite
 from evals.records import read_jsonl
+from evals.statistics.margin import loss_found
+from tests.few_items import first_items
 
-CHANCE = {"facts": 0.25, "arithmetic": 0.25, "grammar": 0.5, "common_sense": 0.25, "instructions": 0.0}
-
-
-def rows_of(name: str) -> list[dict[str, Any]]:
-    return read_jsonl(TASKS / f"{name}.jsonl")
-
-
-ROWS = {name: rows_of(name) for name in QUICK}
-TOTAL = sum(map(len, ROWS.values()))
+SUITES = ("quick", "standard")
+CHANCE = {"facts": 0.25, "arithmetic": 0.25, "grammar": 0.5, "common_sense": 0.25, "reading": 0.25, "instructions": 0.0}
+CHOICE = ("facts", "arithmetic", "grammar", "common_sense", "reading", "german")
 
 
-def test_600_items_and_no_template_over_a_twentieth() -> None:
-    assert TOTAL >= 600
-    assert quick_suite().items == TOTAL
-    templates = Counter(f"{name}/{row['template']}" for name, rows in ROWS.items() for row in rows)
-    assert templates.most_common(1)[0][1] <= 0.05 * TOTAL
+def rows_of(suite: str) -> dict[str, list[dict[str, Any]]]:
+    return {name: read_jsonl(TASKS / suite / f"{name}.jsonl") for name in NAMES}
 
 
-@pytest.mark.parametrize("name", [name for name in QUICK if name != "instructions"])
-def test_right_answers_stand_equally_often_in_each_place(name: str) -> None:
-    places = Counter(row["answer"] for row in ROWS[name])
+ROWS = {suite: rows_of(suite) for suite in SUITES}
+EVERY = {(suite, name): rows for suite, tasks in ROWS.items() for name, rows in tasks.items()}
+
+
+@pytest.mark.parametrize(("suite", "least"), [(quick_suite(), 600), (standard_suite(), 2500)])
+def test_enough_items_of_every_kind_and_no_template_over_a_twentieth(suite: Suite, least: int) -> None:
+    assert suite.items == sum(map(len, ROWS[suite.name].values()))
+    assert sum(one.items for one in suite.tasks if one.pooled) >= least
+    assert all(one.items >= 50 for one in suite.tasks)
+    templates = Counter(f"{name}/{row['template']}" for name, rows in ROWS[suite.name].items() for row in rows)
+    assert templates.most_common(1)[0][1] <= 0.05 * suite.items
+    # What is pooled is balanced: no kind decides alone.
+    pooled = [one.items for one in suite.tasks if one.pooled]
+    assert max(pooled) <= 0.25 * sum(pooled)
+    assert set(suite.pooled) == set(NAMES) - {"german", "refusals"}
+
+
+def test_quick_finds_a_loss_of_8_points_four_times_in_five() -> None:
+    assert loss_found(sum(one.items for one in quick_suite().tasks if one.pooled), 0.05) <= 0.08
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("name", CHOICE)
+def test_right_answers_stand_equally_often_in_each_place(suite: str, name: str) -> None:
+    places = Counter(row["answer"] for row in ROWS[suite][name])
     assert len(places) == (2 if name == "grammar" else 4)
-    assert max(places.values()) - min(places.values()) <= 2
+    assert max(places.values()) - min(places.values()) <= 3
 
 
-@pytest.mark.parametrize("name", ["facts", "common_sense"])
-def test_the_right_answer_is_not_given_away_by_its_length(name: str) -> None:
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("name", ["facts", "common_sense", "reading", "german"])
+def test_the_right_answer_is_not_given_away_by_its_length(suite: str, name: str) -> None:
+    rows = ROWS[suite][name]
     longest = sum(
         all(len(row["choices"][row["answer"]]) > len(one) for i, one in enumerate(row["choices"]) if i != row["answer"])
-        for row in ROWS[name]
+        for row in rows
     )
-    assert longest / len(ROWS[name]) < 0.35
+    assert longest / len(rows) < 0.35
 
 
-def test_items_are_not_repeated() -> None:
-    texts = [
-        str(row.get("question") or row.get("prompt") or (row["good"], row["bad"])) for rows in ROWS.values() for row in rows
-    ]
+def test_items_are_not_repeated_in_a_suite_nor_in_the_other() -> None:
+    def text(row: dict[str, Any]) -> str:
+        return " ".join(f"{row.get('passage', '')} {row.get('question') or row.get('prompt') or row['good']}".lower().split())
+
+    texts = [text(row) for rows in EVERY.values() for row in rows]
     assert len(set(texts)) == len(texts)
-    assert all(len(set(row["choices"])) == len(row["choices"]) for rows in ROWS.values() for row in rows if "choices" in row)
-    ids = [row["id"] for rows in ROWS.values() for row in rows]
-    assert len(set(ids)) == TOTAL
+    every = [row for rows in EVERY.values() for row in rows]
+    assert all(len(set(row["choices"])) == len(row["choices"]) == 4 for row in every if "choices" in row)
+    assert all(row["good"] != row["bad"] for row in every if "good" in row)
+    assert len({row["id"] for row in every}) == len(every)
+    # Items of one passage would not be independent.
+    passages = [row["passage"] for row in every if "passage" in row]
+    assert len(set(passages)) == len(passages)
 
 
-def test_every_instruction_can_fail() -> None:
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_instruction_can_fail(suite: str) -> None:
     """No check is passed by silence or by nonsense of every kind."""
-    for row in ROWS["instructions"]:
+    for row in ROWS[suite]["instructions"] + ROWS[suite]["refusals"]:
         assert not check("", row["check"]), row
-        nonsense = ["zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq zq", "QX7 @@"]
+        nonsense = [" ".join(["zq"] * 29), "QX7 @@", "I'm sorry, but no."]
         assert not all(check(text, row["check"]) for text in nonsense), row
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_as_many_requests_are_to_be_declined_as_answered(suite: str) -> None:
+    """A model that declines all, or nothing, is right in half of them."""
+    kinds = Counter(row["check"]["kind"] for row in ROWS[suite]["refusals"])
+    assert kinds["refuses"] == kinds["answers"]
 
 
 @pytest.mark.demo_model
 @pytest.mark.usefixtures("demo_cache")
 def test_demo_model_has_room_to_fall_and_planted_damage_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Base: 10 points above chance at least, 90% at most, on every task. Noise that costs about 8 points does not 'hold'."""
+    """Base: above chance, and below all, on every pooled task. Noise in the weights that costs much does not 'hold'."""
     import torch
 
     from evals.engines.handle import ModelHandle
@@ -77,7 +107,8 @@ def test_demo_model_has_room_to_fall_and_planted_damage_is_found(tmp_path: Path,
     from evals.general.lm_eval import measure
     from evals.statistics.margin import non_inferiority
 
-    suite = quick_suite()
+    # A part of the pooled items: `make bench-suites` asks all of them, often.
+    suite = first_items(quick_suite(), **dict.fromkeys(CHANCE, 50))
     engine = HfEngine(ModelHandle(DEMO_MODEL, "auto", ignore))
     # The user's cache may know this base already, from another run or from a test beside this one.
     monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
@@ -85,7 +116,7 @@ def test_demo_model_has_room_to_fall_and_planted_damage_is_found(tmp_path: Path,
     assert not reused
     for name, items in base.by_task().items():
         score = sum(one.score for one in items) / len(items)
-        assert CHANCE[name] + 0.10 <= score <= 0.90, (name, score)
+        assert CHANCE[name] + 0.05 <= score <= 0.95, (name, score)
     again, reused = measure(engine, suite, tmp_path / "base", "base", ignore)
     assert reused
     assert again == base

@@ -75,11 +75,12 @@ def engine(tiny_model: Path) -> HfEngine:
 
 
 def test_built_in_suites_by_name() -> None:
-    with pytest.raises(AdvisorError, match="no items of the standard suite yet"):
-        suite_of("standard")
-    both = suite_of(("quick",))
-    assert both.name == "quick"
-    assert [one.digest for one in both.tasks] == [one.digest for one in suites.quick_suite().tasks]
+    """Both can be asked together: their tasks have names of their own."""
+    assert suite_of(("quick",)).name == "quick"
+    both = suite_of(["quick", "standard"])
+    apart = (*suites.quick_suite().tasks, *suites.standard_suite().tasks)
+    assert [one.digest for one in both.tasks] == [one.digest for one in apart]
+    assert len({one.name for one in both.tasks}) == len(apart)
 
 
 def test_a_folder_of_task_files_is_a_suite(folder: Path, engine: HfEngine, tmp_path: Path) -> None:
@@ -127,7 +128,9 @@ def test_halves_of_a_named_task_are_its_items_once(folder: Path, engine: HfEngin
     halves = [measure(engine, half(suite, which), tmp_path / "run", "base", ignore)[0].items for which in ("a", "b")]
     whole, _ = measure(engine, suite, tmp_path / "run", "base", ignore)
     assert 10 < len(halves[0]) < 30
-    assert sorted([*halves[0], *halves[1]], key=lambda one: one.id) == sorted(whole.items, key=lambda one: one.id)
+    # (What is summed in another batch differs in the last bits on some processors.)
+    found = sorted((one.id, one.score, one.output) for one in (*halves[0], *halves[1]))
+    assert found == sorted((one.id, one.score, one.output) for one in whole.items)
 
 
 def test_what_is_asked_is_known_by_the_items_id(folder: Path) -> None:
