@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from advisor.cli.main import main
 from advisor.decision.repair import choose
@@ -28,14 +29,15 @@ from evals.engines.engine import Message
 from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.events import Event, Note, StageFinished, ignore
+from evals.general import suites
 from evals.general.halves import half, half_of
 from evals.general.lm_eval import measure
-from evals.general import suites
 from evals.general.suites import Suite, quick_suite, rows_of, standard_suite
 from evals.records import content_hash, read_json, read_jsonl
 from evals.scores import Score, Scores
 from evals.task.example import Example
 from tests.advisor.test_journey import FAST, PRICES, Seen, noise
+from tests.few_items import first_items
 from tests.random_adapter import fp32, random_adapter, trained
 from tests.trainer import forked
 from trainer import launch

@@ -54,7 +54,7 @@ STEPS = 20
 DEV = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One training: `rows` of a task (0: all) by this recipe."""
 
@@ -233,7 +233,8 @@ def main() -> None:
     parser.add_argument("--until", choices=("train", "measure", "repair", "all"), default="all")
     arguments = parser.parse_args()
     wanted = arguments.only or (FAST if arguments.fast else None)
-    chosen = [one for one in CASES if wanted is None or named(one) in wanted or one.task in wanted]
+    order = wanted or [one.task for one in CASES]
+    chosen = list(dict.fromkeys(one for name in order for one in CASES if name in (named(one), one.task)))
     console, bench = Console(), Bench("forgetting", fast=arguments.fast)
     measurements = {name: Measurement(name, console) for name in dict.fromkeys(one.task for one in chosen)}
     weights = {named(one): measurements[one.task].trained(one) for one in chosen}
