@@ -13,7 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from advisor.cli.main import main
 from advisor.decision.repair import choose
@@ -310,6 +312,37 @@ def test_what_repair_chose_is_confirmed_on_standard_where_that_is_named(
     assert general.measures.suite == "standard"
     assert {one.id for one in general.tuned.items} == {str(row["id"]) for task in few.tasks for row in rows_of(task)}
     assert {one.task for one in general.measures.benchmarks} == {"facts", "grammar"}
+
+
+def test_all_weights_that_were_trained_are_mended_on_the_way_too(
+    run_of: Callable[..., Journey], planted_gain: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Of a full fine-tuning: the average with the base takes the place of the trained model in the test, the gate and the export."""
+    planted_gain(lambda name: 0.5 + scale_of(name) / 2)
+    path = tmp_path / "task" / "task.yaml"
+    spec = yaml.safe_load(path.read_text())
+    full = {name: value for name, value in spec["train"].items() if not name.startswith("lora")}
+    full |= {"use_peft": False}
+    path.write_text(yaml.safe_dump({**spec, "train": full, "gate": {"max_forgetting": 0.15}}))
+    done = run_of()
+    assert done.repair is not None
+    assert done.repair.weights == "repair/model"
+    weights = trained_weights(done.folder)
+    assert weights == done.folder / "repair" / "model"
+    card = read_card(weights)
+    scale = next(one.scale for one in done.repair.arms if one.name == done.repair.chosen)
+    assert 0 < scale < 1
+    assert set(card.scores) == {"dev", "test"}
+    assert not (done.folder / "repair" / ".arms").exists()
+    # Each weight lies so far on the way from the base to the trained model.
+    base, tuned, found = (
+        load_file(folder / "model.safetensors")
+        for folder in (Path(spec["model"]["model_name_or_path"]), done.folder / "training" / "model", weights)
+    )
+    moved = [name for name in base if not torch.equal(base[name], tuned[name])]
+    assert moved
+    for name in moved:
+        torch.testing.assert_close(found[name], torch.lerp(base[name], tuned[name], scale), rtol=1e-5, atol=1e-6)
 
 
 def test_where_no_scale_is_worth_having_trainings_are_offered_and_run_one_by_one(
