@@ -39,6 +39,20 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "num_distractors": ("raft",),
     "gold_share": ("raft",),
 }
+# Keys that a method has no use for, and why.
+NOT_FOR: dict[str, dict[str, str]] = {
+    "assistant_only_loss": {
+        "pretraining": "the loss is on every token of the documents",
+        "dpo": "the two answers of a pair are compared, whatever was said before them",
+    },
+    "truncation_mode": {"pretraining": "documents are cut into blocks, of which every token is learnt"},
+    "instruction": {"raft": "rows are rendered by the pipeline with retrieval, which asks with the whole instruction"},
+    "replay_share": {"dpo": "DPO learns from pairs alone, and its reference holds it back"},
+}
+# An adapter's own keys.
+ADAPTER_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "load_in_4bit")
+# Turned off (false, 0) these say no more than what is the case where they are not read.
+OFF_IS_NOTHING = ("use_dora", "use_rslora", "load_in_4bit", "replay_share", "warmup_steps")
 
 
 @dataclass(frozen=True)
@@ -126,13 +140,21 @@ class Recipe:
 
     def reads(self, key: str) -> bool:
         """Whether this setting does anything here."""
-        if key in ONLY_FOR:
-            return self.method in ONLY_FOR[key]
-        if key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "load_in_4bit"):
-            return self.use_peft
-        if key in ("eval_steps", "metric_for_best_model"):
-            return self.early_stopping_patience > 0
-        return True
+        return not self.ignores(key)
+
+    def ignores(self, key: str) -> str:
+        """Why this setting would do nothing here, and what to write instead; empty where it does something."""
+        if key in ONLY_FOR and self.method not in ONLY_FOR[key]:
+            return f"is for method {' and '.join(ONLY_FOR[key])}, and the method here is {self.method}: leave it out"
+        if why := NOT_FOR.get(key, {}).get(self.method):
+            return f"does nothing with method {self.method}: {why}; leave it out"
+        if key in ADAPTER_KEYS and not self.use_peft:
+            return "needs an adapter, and `use_peft: false` trains all weights: leave one of the two out"
+        if key == "metric_for_best_model" and not self.early_stopping_patience:
+            return "chooses nothing without an early stop: set `early_stopping_patience` too, or leave it out"
+        if key == "warmup_steps" and self.lr_scheduler_type == "constant":
+            return "`lr_scheduler_type: constant` has no warm-up: write `constant_with_warmup`, or leave it out"
+        return ""
 
     def steps_of_a_pass(self, rows: int) -> int:
         """Optimiser steps for seeing this many rows once, as transformers counts them."""
@@ -213,20 +235,16 @@ def _checked(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _contradictions(values: Mapping[str, Any], where: str) -> list[Problem]:
-    """Settings that are each right and do not go together."""
-    method = values.get("method", "sft")
-    found = [
-        Problem(where, 0, f"train.{key}", f"is for method {' and '.join(only)}, and the method here is {method}")
-        for key, only in ONLY_FOR.items()
-        if key in values and method is not None and method not in only
+    """Settings that are each right and do not go together: what one makes of another is nothing."""
+    right = {key: value for key, value in values.items() if value is not None}
+    if "method" in values and "method" not in right:
+        return []
+    stated = Recipe(**right)
+    return [
+        Problem(where, 0, f"train.{key}", why)
+        for key, value in right.items()
+        if (why := stated.ignores(key)) and (value or key not in OFF_IS_NOTHING)
     ]
-    if values.get("use_peft") is False:
-        found += [
-            Problem(where, 0, f"train.{key}", "needs an adapter, and `use_peft: false` trains all weights")
-            for key in ("use_dora", "use_rslora", "load_in_4bit")
-            if values.get(key)
-        ]
-    return found
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -29,7 +29,7 @@ def remedies(recipe: Recipe) -> tuple[Remedy, ...]:
     """
     found = []
     share = min(MOST_REPLAY, max(MORE_REPLAY, 4 * recipe.replay_share))
-    if share > recipe.replay_share:
+    if share > recipe.replay_share and recipe.reads("replay_share"):
         why = "more of the base's own answers are trained on beside the task's (rehearsal, Scialom et al. 2022)"
         found.append(Remedy("replay", {"replay_share": share}, why))
     rate = float(f"{recipe.learning_rate / SLOWER:.2g}")

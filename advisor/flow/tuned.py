@@ -14,6 +14,7 @@ from baselines.rag.candidate import under
 from evals.candidate import Candidate, PromptFormat
 from evals.engines.hf import HfEngine
 from evals.engines.machine import measure_machine
+from evals.errors import Problem, ProblemsError
 from evals.events import Note
 from evals.records import content_hash, read_json, write_json
 from evals.scoring import Scoring, scoring_of
@@ -42,12 +43,17 @@ def short_instruction(text: str) -> str:
 
 
 def recipe_for(task: Task, engine: HfEngine) -> Recipe:
-    given = task.spec.train
+    """The recommended recipe with what the task file states. Raises ProblemsError where that is wrong, or would do nothing."""
+    given, where = task.spec.train, str(task.folder / "task.yaml")
+    if given.get("method") == "dpo" and any(one.rejected is not None for one in task.liked_or_not):
+        why = "draws answers where pairs are made of the task's rows, and the task has pairs of its own: leave it out"
+        if idle := [Problem(where, 0, f"train.{key}", why) for key in ("num_generations", "temperature") if key in given]:
+            raise ProblemsError(idle)
     recipe = recommended_recipe(
         rows=len(task.documents) if given.get("method") == "pretraining" else len(task.train),
         parameters=engine.parameters,
         overrides=given,
-        where=str(task.folder / "task.yaml"),
+        where=where,
         seed=task.spec.seed,
     )
     # Documents teach nothing of the instruction, so that no part of it becomes needless.

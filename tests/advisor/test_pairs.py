@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ import pytest
 from advisor.flow.checks import check_data
 from advisor.flow.pairs import preference_rows
 from advisor.flow.session import Session
+from advisor.flow.tuned import recipe_for
 from evals.candidate import PromptFormat
 from evals.engines.engine import Request, Response
-from evals.errors import AdvisorError
+from evals.errors import AdvisorError, ProblemsError
 from evals.events import Event, Note
 from evals.task.example import Example
 from evals.task.load import Task, load_task
@@ -25,6 +27,8 @@ from trainer.recipe import Recipe
 Make = Callable[..., Path]
 COLOURS = ["red", "blue", "green", "pink"]
 FORMAT = PromptFormat("Name the colour.", "inline")
+# All that a recipe asks of an engine.
+SIZED: Any = SimpleNamespace(parameters=10**8, context_length=1000)
 RECIPE = Recipe(method="dpo", num_generations=3, seed=7)
 
 
@@ -156,6 +160,15 @@ def test_given_pairs_come_first_and_whole(open_task: Callable[..., Any], tmp_pat
     half, quarter = (rows_for(task, session, tmp_path, task.train[:count]) for count in (12, 6))
     assert (len(half), len(quarter)) == (6, 3)
     assert half[:3] == quarter
+
+
+def test_settings_of_made_pairs_are_refused_where_pairs_are_given(open_task: Callable[..., Any]) -> None:
+    drawn = {"method": "dpo", "num_generations": 8, "temperature": 0.5}
+    with pytest.raises(ProblemsError) as caught:
+        recipe_for(open_task(GIVEN, train=drawn)[0], SIZED)
+    assert [one.key for one in caught.value.problems] == ["train.num_generations", "train.temperature"]
+    assert "the task has pairs of its own" in caught.value.problems[0].message
+    assert recipe_for(open_task(train=drawn)[0], SIZED).num_generations == 8
 
 
 def test_verdicts_on_single_answers_are_not_pairs(open_task: Callable[..., Any], tmp_path: Path, heard: list[Event]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -71,6 +71,94 @@ def test_each_method_has_its_own_defaults() -> None:
     assert (raft.max_length, raft.learning_rate, raft.replay_share) == (2048, recommend().learning_rate, 0.05)
     full = recommended_recipe(300, 7_000_000_000, overrides={"use_peft": False}, where="t", seed=0)
     assert full.learning_rate == pytest.approx(2e-5)
+
+
+METHODS = ("sft", "pretraining", "raft", "rejection_sampling", "dpo")
+ANSWERS = ("sft", "raft", "rejection_sampling")
+# Every key of a recipe: a value that is not its default, and the methods that read it.
+READ_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "use_peft": (False, METHODS),
+    "use_dora": (True, METHODS),
+    "use_rslora": (True, METHODS),
+    "load_in_4bit": (True, METHODS),
+    "num_train_epochs": (1.5, METHODS),
+    "learning_rate": (1e-3, METHODS),
+    "lr_scheduler_type": ("linear", METHODS),
+    "warmup_steps": (3.0, METHODS),
+    "per_device_train_batch_size": (2, METHODS),
+    "gradient_accumulation_steps": (2, METHODS),
+    "gradient_checkpointing": (True, METHODS),
+    "lora_r": (4, METHODS),
+    "lora_alpha": (4, METHODS),
+    "lora_dropout": (0.1, METHODS),
+    "lora_target_modules": ("all-linear", METHODS),
+    "max_length": (99, METHODS),
+    "truncation_mode": ("keep_end", (*ANSWERS, "dpo")),
+    "assistant_only_loss": (False, ANSWERS),
+    "weight_decay": (0.1, METHODS),
+    "adam_beta2": (0.5, METHODS),
+    "max_grad_norm": (2.0, METHODS),
+    "seed": (3, METHODS),
+    "save_steps": (3, METHODS),
+    "save_total_limit": (3, METHODS),
+    "instruction": ("full", ("sft", "pretraining", "rejection_sampling", "dpo")),
+    "replay_share": (0.3, (*ANSWERS, "pretraining")),
+    "max_steps": (7, METHODS),
+    "early_stopping_patience": (2, METHODS),
+    "eval_steps": (3, METHODS),
+    "metric_for_best_model": ("loss", ()),  # with early_stopping_patience alone
+    "beta": (0.3, ("dpo",)),
+    "loss_type": ("ipo", ("dpo",)),
+    "num_generations": (2, ("rejection_sampling", "dpo")),
+    "temperature": (0.5, ("rejection_sampling", "dpo")),
+    "num_distractors": (2, ("raft",)),
+    "gold_share": (0.5, ("raft",)),
+}
+
+
+def refused(**stated: Any) -> dict[str, str]:
+    """The keys that are refused, and why."""
+    try:
+        recommend(**stated)
+    except ProblemsError as error:
+        return {one.key.removeprefix("train."): one.message for one in error.problems}
+    return {}
+
+
+@pytest.mark.parametrize("key", [field.name for field in fields(Recipe) if field.name != "method"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_key_is_taken_by_the_methods_that_read_it_and_refused_by_the_others(method: str, key: str) -> None:
+    value, readers = READ_BY[key]
+    found = refused(method=method, **{key: value})
+    assert [*found] == ([] if method in readers else [key])
+    assert all("leave it out" in why for why in found.values())
+    assert recommend(method=method).reads(key) == (method in readers)
+
+
+ADAPTERS_OWN = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "load_in_4bit")
+
+
+@pytest.mark.parametrize(
+    "all_weights", [{"use_peft": False}, {"method": "full"}, {"method": "dpo", "use_peft": False}], ids=str
+)
+def test_without_an_adapter_its_keys_are_refused(all_weights: dict[str, Any]) -> None:
+    others = {key: READ_BY[key][0] for key in ("learning_rate", "max_length", "weight_decay", "gradient_checkpointing")}
+    assert refused(**all_weights, **others) == {}
+    for key in ADAPTERS_OWN:
+        assert [*refused(**all_weights, **{key: READ_BY[key][0]})] == [key]
+    # Those that are switched off say what is the case.
+    assert refused(**all_weights, use_dora=False, load_in_4bit=False) == {}
+
+
+def test_what_an_early_stop_and_a_schedule_need_of_each_other() -> None:
+    assert "early_stopping_patience" in refused(metric_for_best_model="score")["metric_for_best_model"]
+    assert [*refused(metric_for_best_model="score", early_stopping_patience=0)] == ["metric_for_best_model"]
+    assert refused(metric_for_best_model="score", early_stopping_patience=1, eval_steps=3) == {}
+    assert "constant_with_warmup" in refused(lr_scheduler_type="constant", warmup_steps=0.1)["warmup_steps"]
+    assert refused(lr_scheduler_type="constant", warmup_steps=0) == {}
+    assert refused(lr_scheduler_type="constant_with_warmup", warmup_steps=5) == {}
+    # A share of nothing is none, as DPO has it.
+    assert refused(method="dpo", replay_share=0) == {}
 
 
 @pytest.mark.parametrize(

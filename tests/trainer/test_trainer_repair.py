@@ -287,3 +287,4 @@ def test_each_remedy_is_milder_in_one_setting(make_job: MakeJob) -> None:
     assert [*found] == ["replay", "learning_rate", "rank", "early", "seed"]
     assert "rank" not in {one.name for one in remedies(replace(recipe, use_peft=False))}
     assert "replay" not in {one.name for one in remedies(replace(recipe, replay_share=0.5))}
+    assert "replay" not in {one.name for one in remedies(replace(recipe, method="dpo"))}
