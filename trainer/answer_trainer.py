@@ -13,13 +13,14 @@ from trainer.data import IGNORED, Encoded
 from trainer.fused import answer_loss, fuse_lora, has_plain_head
 from trainer.fused_layer import fuse_layers
 from trainer.job import TrainedAdapter, TrainingJob
-from trainer.loop import Measured, begin, finish
+from trainer.loop import begin, finish
 from trainer.model import base_model, peft_config
 from trainer.order import remembered
 from trainer.prefix import WORTHWHILE, Layout, collator, common_prefix, share_prefix, supports
 from trainer.recipe import Recipe
 from trainer.surviving import surviving
 from trainer.template import NewTokens, prepared
+from trainer.watching import Measured
 
 
 def train_on(

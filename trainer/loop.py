@@ -5,7 +5,6 @@ What a method brings (rows, loss, trainer) is in `methods/`; what all of them sh
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,7 @@ from trainer.saving import load_weights, save_weights
 from trainer.settled import Settled, read_settled
 from trainer.surviving import Guard
 from trainer.template import prepared
-from trainer.watching import check_scored, watch_over
-
-# So many dev rows are measured in mid-training, where there are more: a measurement is to cost about as much as two steps.
-WATCHED_ROWS = 64
+from trainer.watching import Measured, check_scored, watch_over
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,6 @@ def _threads(folder: Path) -> int:
     return settled.threads
 
 
-@dataclass(frozen=True)
-class Measured:
-    """How a method measures dev: the mean loss over rows (`loss`), of which there are `rows`."""
-
-    rows: Sequence[Any]
-    loss: Callable[[Sequence[Any]], float]
-
-
 def finish(
     job: TrainingJob,
     input_hash: str,
@@ -104,7 +92,7 @@ def finish(
     trainer.guard = Guard(
         job.folder, input_hash, job.purpose, job.recipe.save_total_limit, emit, meter, ids or _ids(job, dropped)
     )
-    looks = watch_over(trainer, job, _measures_loss(job, dev), start.checkpoints, start.device, start.step, emit)
+    looks = watch_over(trainer, job, dev, start.checkpoints, start.device, start.step, emit)
     watch = looks.watch
     trainer.add_callback(event_stream(emit, meter, stop, job.purpose, watch))
     # After the one that hears 'stop', so that no checkpoint is made of the step at which a training ends.
@@ -155,14 +143,6 @@ def finish(
 def _ids(job: TrainingJob, dropped: int) -> tuple[str, ...]:
     """The job's rows come first in every training set, replay behind them; which of them were dropped, only the method knows."""
     return () if dropped else tuple(row.id for row in job.train)
-
-
-def _measures_loss(job: TrainingJob, dev: Measured) -> Callable[[], float] | None:
-    """The mean loss over a sample of dev; None where dev has no rows."""
-    if not dev.rows:
-        return None
-    rows = random.Random(job.recipe.seed).sample(list(dev.rows), min(WATCHED_ROWS, len(dev.rows)))
-    return lambda: dev.loss(rows)
 
 
 def _keeper(trainer: Any, checkpoints: Path) -> Callable[[int], None]:

@@ -74,8 +74,9 @@ class Recipe:
     `gradient_checkpointing` recomputes activations to save memory: a third more time.
 
     `max_steps` caps the steps that the passes over the rows would take; 0 is no cap. (In TRL it replaces the passes, and -1 is none;
-    here a small data set is still not seen more often than `num_train_epochs`.) With an `early_stopping_patience` above 0 dev is
-    measured every `eval_steps` and at the end, by what `metric_for_best_model` says: the loss of its answers, or the task's own
+    here a small data set is still not seen more often than `num_train_epochs`.) Dev is measured on the way, not more often than every
+    `eval_steps` (a short training sooner), and as seldom as a tenth of the time pays for. With an `early_stopping_patience` above 0
+    it is measured every `eval_steps` and at the end, by what `metric_for_best_model` says: the loss of its answers, or the task's own
     score of answers that the model writes. Training stops when it has not got better so many times in a row, and the weights of
     the best are kept, whether or not it stopped.
 

@@ -44,7 +44,7 @@ REASONS: dict[str, str] = {
     "its reference",
     "max_steps": "no cap beside the passes",
     "early_stopping_patience": "off: the passes are few",
-    "eval_steps": "how often dev is measured, where training may stop early",
+    "eval_steps": "how often dev is measured at most; seldomer where it would take more than a tenth of the time and nothing hangs on it",
     "metric_for_best_model": "what an early stop looks at",
     "beta": "TRL's default (Rafailov et al. 2023)",
     "loss_type": "the loss of the paper (Rafailov et al. 2023)",

@@ -26,6 +26,10 @@ MOST_ANSWERED, LEAST_ANSWERED = 32, 8
 COST_IN_STEPS = 4
 # and a tenth of the training's time, where nothing hangs on it; the tripwire a fiftieth.
 SHARE, TRIPWIRE_SHARE = 0.1, 0.02
+# Dev's loss is measured on so many rows at most, and at least on so many where there are as many: SHARE of a training's time pays for them.
+MOST_MEASURED, LEAST_MEASURED = 64, 8
+# In a training too short for that many, it is measured at least so often, on fewer.
+LOOKS = 4
 # A prompt's token is read in a third of the time that learning from one takes; an answer's, written one by one for all rows at
 # once, takes four times that time (SmolLM2 on a processor, 32 rows at once; docs/training.md).
 READ, WRITTEN = 1 / 3, 4.0
@@ -34,6 +38,14 @@ COMPARED = 1.0
 # The token columns of what a trainer is given.
 COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
 LOOKED_AT = 256
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a method measures dev: the mean loss over rows (`loss`), of which there are `rows`."""
+
+    rows: Sequence[Any]
+    loss: Callable[[Sequence[Any]], float]
 
 
 @dataclass(frozen=True)
@@ -94,12 +106,10 @@ def check_scored(job: TrainingJob) -> None:
         )
 
 
-def watch_over(
-    trainer: Any, job: TrainingJob, loss: Callable[[], float] | None, folder: Path, device: str, step: int, emit: OnEvent
-) -> Watching:
+def watch_over(trainer: Any, job: TrainingJob, dev: Measured, folder: Path, device: str, step: int, emit: OnEvent) -> Watching:
     """What is measured of `trainer`'s model, how often, and what earlier parts of the training (up to `step`) have measured.
 
-    `loss` measures dev's; None where dev has no rows. `folder` is that of the checkpoints.
+    `dev` may have no rows: its loss is then not measured. `folder` is that of the checkpoints.
     """
     recipe = job.recipe
     by_score = recipe.metric_for_best_model == "score"
@@ -108,8 +118,8 @@ def watch_over(
     engine = engine_of(job, trainer.model, device)
     of_step = _tokens_of_a_step(trainer)
     probes = []
-    if watch.patience and loss:
-        probes.append(Probe("losses", recipe.eval_steps, loss))
+    if dev.rows:
+        probes.append(_loss_probe(job, dev, of_step, recipe.total_steps(len(trainer.train_dataset))))
     answers = _dev_answers(job, engine, of_step)
     if answers:
         cost = _cost_of_answers(engine, job.dev, answers.scoring) * len(answers.rows) / of_step
@@ -123,6 +133,26 @@ def watch_over(
         every = max(2, math.ceil(tripwire.texts.tokens * COMPARED / TRIPWIRE_SHARE / of_step))
         probes.append(Probe("divergences", every, tripwire.measure))
     return Watching(watch, tuple(probes), answers, tripwire)
+
+
+def _loss_probe(job: TrainingJob, dev: Measured, of_step: float, steps: int) -> Probe:
+    """Dev's loss on a sample of its rows: every `eval_steps` where something is chosen by it or by the score beside it.
+
+    Else it may take SHARE of the time of the `steps`, and is measured as often as that pays for, but not more often than every
+    `eval_steps`, and `LOOKS` times in any training that is long enough for the fewest rows. The end has a measurement of all of dev.
+    """
+    recipe, most = job.recipe, min(MOST_MEASURED, len(dev.rows))
+    drawn = random.Random(recipe.seed).sample(list(dev.rows), most)
+    if recipe.early_stopping_patience:
+        return Probe("losses", recipe.eval_steps, lambda: dev.loss(drawn))
+    tokens = sum(len(row[name]) for row in drawn for name in COLUMNS if name in row)
+    # Of one row, in steps.
+    cost = max(1e-9, READ * tokens / most / of_step)
+    some = max(1, steps // LOOKS)
+    every = max(min(recipe.eval_steps, some), min(math.ceil(most * cost / SHARE), some))
+    count = min(most, max(LEAST_MEASURED, int(every * SHARE / cost)))
+    every = max(every, math.ceil(count * cost / SHARE))
+    return Probe("losses", every, lambda: dev.loss(drawn[:count]), at_last=False)
 
 
 def _tripwire(engine: HfEngine, folder: Path, step: int) -> Tripwire | None:

@@ -18,8 +18,8 @@ from evals.errors import AdvisorError
 from evals.events import Event, Note, TrainingStep, ignore
 from evals.records import read_json
 from evals.task.example import Example
-from trainer import worker
-from trainer.callbacks import Meter, Stop
+from trainer import watching, worker
+from trainer.callbacks import Meter, Probe, Stop
 from trainer.data import encode, load_tokenizer
 from trainer.fused import fuse_lora
 from trainer.job import TrainedAdapter, TrainingJob
@@ -268,6 +268,22 @@ def test_kill_9_and_the_same_call_give_the_adapter_of_an_unbroken_run(
     assert trained.train_tokens == unbroken.train_tokens
     files = [one.folder / "adapter_model.safetensors" for one in (trained, unbroken)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_dev_pairs_are_measured_on_the_way_and_that_changes_nothing(
+    make_pairs_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Event] = []
+    # Dropout draws random numbers, which a measurement must leave alone.
+    looked = run(make_pairs_job("looked", lora_dropout=0.2), heard.append)
+    found = {one.step: one.dev_loss for one in heard if isinstance(one, TrainingStep) and one.dev_loss is not None}
+    assert [*found] == [4, 8]
+    assert found[8] < found[4] < math.log(2)
+    monkeypatch.setattr(watching, "_loss_probe", lambda *_: Probe("losses", 100, lambda: 0.0, at_last=False))
+    alone = run(make_pairs_job("alone", lora_dropout=0.2))
+    files = [one.folder / "adapter_model.safetensors" for one in (looked, alone)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert looked.final_loss == alone.final_loss
 
 
 def pairs_of(tiny_model: Path, rows: tuple[Example, ...], emit: Callable[[Event], None] = ignore, **recipe: Any) -> Pairs:

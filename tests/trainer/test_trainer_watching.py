@@ -20,7 +20,7 @@ from evals.scoring import Scoring, scoring_of
 from evals.task.load import load_task
 from tests.trainer.conftest import colour_rows
 from trainer import tripwire, watching
-from trainer.callbacks import Stop
+from trainer.callbacks import Probe, Stop
 from trainer.data import load_tokenizer
 from trainer.job import TrainedAdapter, TrainingJob
 from trainer.methods import sft
@@ -28,6 +28,7 @@ from trainer.model import base_model
 from trainer.replay import prompts
 from trainer.tripwire import Tripwire, encoded, limit_passed, watched_replies
 from trainer.twin import Twin, twin_of
+from trainer.watching import Measured
 
 MakeJob = Callable[..., TrainingJob]
 FLAT = {"lr_scheduler_type": "constant", "warmup_steps": 0.0}
@@ -100,6 +101,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"gradient_checkpointing": True},
     {"gradient_accumulation_steps": 2, "early_stopping_patience": 9, "eval_steps": 2},
 ]
+UNUSED = Probe("losses", 10**9, lambda: 0.0, at_last=False)
 
 
 @pytest.mark.parametrize("recipe", VARIANTS, ids=str)
@@ -116,10 +118,13 @@ def test_measuring_changes_no_weight_and_no_random_state(
     after = states()
     assert {one.step for one in steps_of(heard) if one.kl is not None} >= {2, 4, 6}
     assert any(one.dev_score is not None for one in steps_of(heard))
+    assert any(one.dev_loss is not None for one in steps_of(heard)[:-1])
     # The same job without a probe and without anything remembered.
     monkeypatch.setattr(watching, "_tripwire", lambda *_: None)
+    monkeypatch.setattr(watching, "_loss_probe", lambda *_: UNUSED)
     left_alone, heard = run(replace(scored_job("alone", **recipe), scoring=None))
     assert all(one.kl is one.dev_score is None for one in steps_of(heard))
+    assert all(one.dev_loss is None for one in steps_of(heard)[:-1])
     assert weights(looked) == weights(left_alone)
     assert states() == after
 
@@ -149,12 +154,13 @@ def test_the_best_by_score_is_kept_and_the_training_stops(scored_job: MakeJob, m
     monkeypatch.setattr(watching.DevAnswers, "score", lambda self: next(planted))
     chosen = {"early_stopping_patience": 3, "eval_steps": 2, "metric_for_best_model": "score", "num_train_epochs": 10}
     losses = iter([0.5, 0.5, 0.1, 0.5, 0.1])
-    monkeypatch.setattr("trainer.loop._measures_loss", lambda job, dev: lambda: next(losses))
+    monkeypatch.setattr(watching, "_loss_probe", lambda *_: Probe("losses", 2, lambda: next(losses)))
     trained, heard = run(scored_job("by-score", **chosen))
     # Step 8 has the score and the loss of step 4: the earlier one is kept. The lower losses of 6 and 10 count for nothing.
     assert trained.steps == 10
     assert trained.dev_score == 0.75
     assert "the weights of step 4 of 10 are kept" in [one.text for one in heard if isinstance(one, Note)][-1]
+    monkeypatch.setattr(watching, "_loss_probe", lambda *_: UNUSED)
     short, _ = run(replace(scored_job("short", num_train_epochs=10, max_steps=4), scoring=None))
     assert weights(short) == weights(trained)
 
@@ -230,9 +236,13 @@ def test_only_the_first_measurement_beyond_the_limit_is_told() -> None:
     assert not limit_passed([0.1, 0.3, 0.1], 0.4, 0.2)
 
 
-def test_going_on_keeps_what_was_measured_and_comes_to_the_same(scored_job: MakeJob, often: None) -> None:
-    recipe = {"early_stopping_patience": 9, "eval_steps": 2, "metric_for_best_model": "score", "save_steps": 3}
+@pytest.mark.parametrize("chosen", [{"early_stopping_patience": 9, "metric_for_best_model": "score"}, {}], ids=["best", "last"])
+def test_going_on_keeps_what_was_measured_and_comes_to_the_same(
+    scored_job: MakeJob, often: None, chosen: dict[str, Any]
+) -> None:
+    recipe = {"eval_steps": 2, "save_steps": 3, **chosen}
     whole, heard = run(scored_job("whole", **recipe))
+    assert len([one for one in steps_of(heard)[:-1] if one.dev_loss is not None]) > 2
 
     def told(events: list[Event]) -> dict[int, tuple[Any, ...]]:
         return {one.step: (one.dev_loss, one.dev_score, one.kl) for one in steps_of(events)}
@@ -258,6 +268,48 @@ def test_going_on_keeps_what_was_measured_and_comes_to_the_same(scored_job: Make
     lost, rest = run(job)
     assert lost.kl is None
     assert weights(lost) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("steps", "dev", "eval_steps", "every", "rows"),
+    [
+        # Batches of 8 rows of dev's own length: a row of dev costs a 24th of a step, 64 of them a tenth of 27 steps.
+        (1000, 300, 10, 27, 64),
+        (1000, 300, 50, 50, 64),
+        (100, 300, 10, 25, 60),
+        (40, 300, 10, 10, 24),
+        (40, 300, 2, 10, 24),
+        (1000, 10, 5, 5, 10),
+        # Even the fewest take more than a tenth of four steps, so that the end is left.
+        (3, 300, 10, 4, 8),
+    ],
+)
+def test_the_loss_of_dev_is_measured_a_few_times_for_a_tenth_of_the_time(
+    make_job: MakeJob, steps: int, dev: int, eval_steps: int, every: int, rows: int
+) -> None:
+    asked: list[int] = []
+
+    def loss(chosen: Any) -> float:
+        asked.append(len(chosen))
+        return 1.0
+
+    measured = Measured([{"input_ids": [1] * 30}] * dev, loss)
+    probe = watching._loss_probe(make_job(eval_steps=eval_steps), measured, 8 * 30.0, steps)
+    probe.measure()
+    assert (probe.every, asked, probe.at_last) == (every, [rows], False)
+    assert rows / 24 / every <= watching.SHARE + 1e-9
+
+
+def test_the_loss_of_dev_is_that_of_the_weights_of_its_step(make_job: MakeJob) -> None:
+    _, heard = run(make_job("long", **FLAT))
+    found = {one.step: one.dev_loss for one in steps_of(heard)[:-1] if one.dev_loss is not None}
+    assert [*found] == [4, 8]
+    for step, loss in found.items():
+        ended, _ = run(make_job(f"to {step}", **FLAT, max_steps=step))
+        assert ended.dev_loss == pytest.approx(loss, rel=1e-5)
+    assert found[4] != found[8]
+    _, heard = run(replace(make_job("none", **FLAT), dev=()))
+    assert all(one.dev_loss is None for one in steps_of(heard))
 
 
 def test_a_score_that_cannot_be_measured_cannot_choose(make_job: MakeJob) -> None:

@@ -18,12 +18,13 @@ from trainer.data import load_tokenizer
 from trainer.fused import fuse_lora
 from trainer.job import TrainedAdapter, TrainingJob
 from trainer.labelled_head import score_labelled_tokens
-from trainer.loop import Measured, begin, finish
+from trainer.loop import begin, finish
 from trainer.model import base_model, learn_in_fp32, peft_config
 from trainer.order import remembered
 from trainer.preference_pairs import Pair, Pairs, encode_pairs
 from trainer.recipe import Recipe
 from trainer.surviving import surviving
+from trainer.watching import Measured
 
 # The share of pairs that the robust loss takes to be the wrong way round (Chowdhury et al. 2024, 2403.00409); with none it is the
 # sigmoid loss.
