@@ -75,7 +75,6 @@ def _trainer(
     layout: Layout | None,
     collate: Any,
 ) -> Any:
-    import torch
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -96,16 +95,16 @@ def _trainer(
 
         def mean_answer_loss(self, rows: Sequence[dict[str, list[int]]], batch: int) -> float:
             """Mean loss over all answer tokens of the rows, without gradients."""
-            self.model.eval()
-            total, tokens, seen = 0.0, 0, meter.tokens
-            ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-            for start in range(0, len(ordered), batch):
-                inputs = self._prepare_inputs(self.data_collator(ordered[start : start + batch]))
+            seen = meter.tokens
+
+            def measure(some: Sequence[dict[str, list[int]]]) -> tuple[float, int]:
+                inputs = self._prepare_inputs(self.data_collator(list(some)))
                 count = int((inputs["labels"] != IGNORED).sum())
-                with torch.no_grad():
-                    total += float(self.compute_loss(self.model, inputs)) * count
-                tokens += count
+                return float(self.compute_loss(self.model, inputs)) * count, count
+
+            parts = self.looked_at(sorted(rows, key=lambda row: len(row["input_ids"])), batch, measure)
             meter.tokens = seen
+            total, tokens = (sum(part) for part in zip(*parts, strict=True))
             return total / tokens
 
         def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

@@ -144,14 +144,45 @@ def surviving(trainer_class: type) -> Any:
             # Here the failed frames are gone, and with them what they held.
             return None
 
+        def looked_at(self, rows: Sequence[Any], size: int, measure: Callable[[Sequence[Any]], Any]) -> list[Any]:
+            """`measure` of `size` rows after the other, without gradients or dropout; of fewer where memory is too small for them.
+
+            The model is left as it was: trl logs the metrics of a step by the mode that it finds the model in.
+            """
+            training, at, found = self.model.training, 0, []
+            size = min(size, self._rows_at_once or size)
+            self.model.eval()
+            try:
+                while at < len(rows):
+                    some = rows[at : at + size]
+                    one = self._look(some, measure)
+                    if one is not None:
+                        found.append(one)
+                        at += len(some)
+                    elif len(some) == 1:
+                        raise _one_row_too_large(["dev"], some)
+                    else:
+                        size = (len(some) + 1) // 2
+                        _let_go()
+            finally:
+                self.model.train(training)
+            return found
+
+        def _look(self, rows: Sequence[Any], measure: Callable[[Sequence[Any]], Any]) -> Any:
+            try:
+                with torch.no_grad():
+                    return measure(rows)
+            except (MemoryError, RuntimeError, OSError) as error:
+                if not out_of_memory(error):
+                    raise
+            return None
+
         def _shrink(self, rows: Sequence[Any]) -> None:
             had = min(self._rows_at_once or len(rows), len(rows))
             if had == 1:
                 raise _one_row_too_large(self._names(rows), rows)
             self._rows_at_once = (had + 1) // 2
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _let_go()
             self.guard.settle(self._rows_at_once, had)
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -240,6 +271,15 @@ def surviving(trainer_class: type) -> Any:
             prune(folder.parent, self.guard.keep)
 
     return Surviving
+
+
+def _let_go() -> None:
+    """Give back what failed frames have held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _with_rows(collate: Callable[[list[Any]], dict[str, Any]]) -> Callable[[list[Any]], dict[str, Any]]:

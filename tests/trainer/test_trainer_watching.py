@@ -19,7 +19,8 @@ from evals.records import file_hash
 from evals.scoring import Scoring, scoring_of
 from evals.task.load import load_task
 from tests.trainer.conftest import colour_rows
-from trainer import tripwire, watching
+from tests.trainer.faults import NO_MEMORY
+from trainer import answer_trainer, tripwire, watching
 from trainer.callbacks import Probe, Stop
 from trainer.data import load_tokenizer
 from trainer.job import TrainedAdapter, TrainingJob
@@ -310,6 +311,36 @@ def test_the_loss_of_dev_is_that_of_the_weights_of_its_step(make_job: MakeJob) -
     assert found[4] != found[8]
     _, heard = run(replace(make_job("none", **FLAT), dev=()))
     assert all(one.dev_loss is None for one in steps_of(heard))
+
+
+def test_a_look_at_dev_that_does_not_fit_into_memory_is_run_in_halves(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    expected, _ = run(make_job("whole"))
+    real = answer_trainer.answer_loss
+    tried: list[int] = []
+
+    def starved(model: Any, inputs: dict[str, Any]) -> Any:
+        rows = int(inputs["layout"][1])
+        if not torch.is_grad_enabled():
+            tried.append(rows)
+            if rows > limit:
+                raise RuntimeError(NO_MEMORY)
+        return real(model, inputs)
+
+    monkeypatch.setattr(answer_trainer, "answer_loss", starved)
+    limit = 3
+    trained, heard = run(make_job("starved"))
+    assert tried[:6] == [8, 4, 2, 2, 2, 2]
+    assert trained.dev_loss == pytest.approx(expected.dev_loss, rel=1e-5)
+    assert weights(trained) == weights(expected)
+    assert not [text for text in warnings_of(heard) if "memory" in text]
+    limit = 0
+    with pytest.raises(AdvisorError, match="one row at a time does not fit") as caught:
+        run(make_job("none"))
+    assert caught.value.where == "dev"
 
 
 def test_a_score_that_cannot_be_measured_cannot_choose(make_job: MakeJob) -> None:

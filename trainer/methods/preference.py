@@ -91,7 +91,6 @@ def _trainer(
     device: str,
     meter: Meter,
 ) -> Any:
-    import torch
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
@@ -99,7 +98,7 @@ def _trainer(
     class PairTrainer(surviving(DPOTrainer)):  # type: ignore[misc]
         """DPOTrainer on pairs that are token ids already, rendered as the model is asked."""
 
-        dev_rewards: tuple[float, ...] = ()
+        dev_rewards: Sequence[float] = ()
 
         @property
         def dev_pairs(self) -> list[Pair]:
@@ -111,20 +110,20 @@ def _trainer(
 
         def mean_pair_loss(self, rows: Sequence[Pair]) -> float:
             """Mean loss over the pairs, without gradients; `dev_rewards` are their reward accuracy and margin."""
-            self.model.eval()
-            total, tokens, rewards = 0.0, meter.tokens, [0.0, 0.0]
-            ordered = sorted(rows, key=lambda row: row["length"])
-            for start in range(0, len(ordered), recipe.per_device_train_batch_size):
-                batch = ordered[start : start + recipe.per_device_train_batch_size]
+            tokens = meter.tokens
+
+            def measure(some: Sequence[Pair]) -> list[float]:
                 self._metrics["eval"].clear()
-                with torch.no_grad():
-                    total += float(self.compute_loss(self.model, self._prepare_inputs(self.data_collator(batch)))) * len(batch)
-                for at, name in enumerate(("rewards/accuracies", "rewards/margins")):
-                    rewards[at] += self._metrics["eval"][name][0] * len(batch)
+                loss = self.compute_loss(self.model, self._prepare_inputs(self.data_collator(list(some))))
+                found = [float(loss), *(self._metrics["eval"][f"rewards/{name}"][0] for name in ("accuracies", "margins"))]
+                return [one * len(some) for one in found]
+
+            ordered = sorted(rows, key=lambda row: row["length"])
+            parts = self.looked_at(ordered, recipe.per_device_train_batch_size, measure)
             meter.tokens = tokens
             self._metrics["eval"].clear()
-            self.dev_rewards = tuple(one / len(ordered) for one in rewards)
-            return total / len(ordered)
+            loss, *self.dev_rewards = (sum(part) / len(ordered) for part in zip(*parts, strict=True))
+            return loss
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             """As it is: trl would render and tokenise in its own way."""
