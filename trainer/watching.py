@@ -35,6 +35,11 @@ LOOKS = 4
 READ, WRITTEN = 1 / 3, 4.0
 # A token of the tripwire's texts takes as long as one that is learnt from: its pass is a small one, through peft's own forwards.
 COMPARED = 1.0
+NO_EARLY_STOP = (
+    "{purpose}: the training will not stop early, and its last weights are kept: `early_stopping_patience: {patience}` goes by dev's loss, "
+    "which cannot be measured here (no dev rows, or none with a `rejected` answer for DPO). Write `metric_for_best_model: score`, or "
+    "leave it out."
+)
 # The token columns of what a trainer is given.
 COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
 LOOKED_AT = 256
@@ -118,6 +123,8 @@ def watch_over(trainer: Any, job: TrainingJob, dev: Measured, folder: Path, devi
     engine = engine_of(job, trainer.model, device)
     of_step = _tokens_of_a_step(trainer)
     probes = []
+    if watch.patience and not by_score and not dev.rows:
+        emit(Note(NO_EARLY_STOP.format(purpose=job.purpose, patience=watch.patience), "warning"))
     if dev.rows:
         probes.append(_loss_probe(job, dev, of_step, recipe.total_steps(len(trainer.train_dataset))))
     answers = _dev_answers(job, engine, of_step)

@@ -326,7 +326,22 @@ def test_dev_rows_without_pairs_are_not_measured_and_it_is_said(make_pairs_job: 
     job = replace(job, dev=tuple(replace(one, rejected=None) for one in job.dev))
     heard: list[Event] = []
     assert run(job, heard.append).dev_loss is None
-    assert any("not measured on dev" in event.text for event in heard if isinstance(event, Note))
+    notes = [event for event in heard if isinstance(event, Note)]
+    assert any("not measured on dev" in one.text for one in notes)
+    assert not [one.text for one in notes if one.level == "warning"]
+
+
+def test_an_early_stop_that_has_nothing_to_go_by_is_warned_of(make_pairs_job: MakeJob) -> None:
+    job = make_pairs_job(num_train_epochs=1, early_stopping_patience=1, eval_steps=1)
+    for dev in (tuple(replace(one, rejected=None) for one in job.dev), ()):
+        heard: list[Event] = []
+        assert run(replace(job, dev=dev, folder=job.folder / str(len(dev))), heard.append).steps == 4
+        (said,) = [one.text for one in heard if isinstance(one, Note) and one.level == "warning"]
+        assert "will not stop early" in said
+        assert "metric_for_best_model: score" in said
+    heard = []
+    run(job, heard.append)
+    assert not any("will not stop early" in one.text for one in heard if isinstance(one, Note))
 
 
 def test_all_weights_learn_against_the_base_as_it_was(make_pairs_job: MakeJob) -> None:
