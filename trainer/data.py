@@ -12,7 +12,7 @@ from evals.engines.chat import Chat, chat_of, ids_of, special_ids, written
 from evals.engines.engine import Message
 from evals.engines.tokenizer import open_tokenizer
 from evals.errors import AdvisorError
-from evals.events import Note, OnEvent
+from evals.events import Note, OnEvent, ignore
 from evals.task.example import Example
 from trainer.recipe import Recipe, Truncation
 from trainer.replay import Replay
@@ -127,17 +127,24 @@ def encode_all(
     return Encoded(tuple(row for row, _ in kept), dropped, truncated, tuple(name for _, name in kept))
 
 
-def encode_replay(tokenizer: Any, replay: Sequence[Replay | Example], max_length: int) -> tuple[dict[str, list[int]], ...]:
-    """Replay rows as they were asked: no instruction. A reply that was cut off is trained on without an end."""
-    rows = []
+def encode_replay(
+    tokenizer: Any, replay: Sequence[Replay | Example], max_length: int, on_event: OnEvent = ignore
+) -> tuple[dict[str, list[int]], ...]:
+    """Replay rows as they were asked: no instruction. A reply that was cut off is trained on without an end. Those that are too long are
+    left out, and counted aloud."""
+    rows, long = [], 0
     for at, one in enumerate(replay):
         finished = isinstance(one, Example) or one.finished
         example = one if isinstance(one, Example) else Example(f"replay-{at}", one.turns, one.reply)
         row = encode(tokenizer, PromptFormat(""), example, max_length)
+        long += row is None
         if row is not None and not finished:
             row = {name: ids[:-1] for name, ids in row.items()}
         if row is not None and any(label != IGNORED for label in row["labels"]):
             rows.append(row)
+    if long:
+        text = f"{long} of {len(replay)} replay rows are longer than max_length ({max_length} tokens) and left out"
+        on_event(Note(text, "warning"))
     return tuple(rows)
 
 

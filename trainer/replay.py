@@ -55,10 +55,14 @@ def prompts() -> list[str]:
     ]
 
 
+def wanted_rows(share: float, rows: int) -> int:
+    """How many replay rows make up `share` of all rows beside `rows` of the task."""
+    return round(rows * share / (1 - share))
+
+
 def rows_for(share: float, rows: int, available: int | None = None) -> int:
-    """How many replay rows make up `share` of all rows beside `rows` of the task; none of the `available` ones is used twice (left
-    out: our prompts)."""
-    return min(len(prompts()) if available is None else available, round(rows * share / (1 - share)))
+    """As many of the `available` ones as are wanted; none is used twice (left out: our prompts)."""
+    return min(len(prompts()) if available is None else available, wanted_rows(share, rows))
 
 
 def drawn(rows: Sequence[Example], count: int, seed: int) -> tuple[Replay, ...]:

@@ -14,7 +14,7 @@ from advisor.flow.mask import TrainingMask, training_mask
 from advisor.flow.run import run_folder
 from advisor.flow.session import Session
 from advisor.flow.training_rows import foreseen_rows
-from advisor.flow.tuned import expected, job_for, recipe_for, require_trainable
+from advisor.flow.tuned import expected, job_for, recipe_for, require_trainable, too_little_replay
 from evals.engines.machine import Machine, free_memory_mib, measure_machine
 from evals.events import OnEvent, ignore
 from evals.task.load import Task
@@ -22,6 +22,7 @@ from trainer.calibrate import tried
 from trainer.estimate import Estimate, calibrated, scaled
 from trainer.recipe import Recipe
 from trainer.recipe_reasons import reasons
+from trainer.work import learnt_rows
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def plan(task: Task, runs_dir: Path, *, calibrate: bool = False, on_event: OnEve
     recipe = recipe_for(task, engine)
     subsets = plan_of(task, session, recipe).subsets
     rows = foreseen_rows(task, recipe, task.train)
+    said = (*said, *filter(None, [too_little_replay(task, recipe, learnt_rows(engine.handle.tokenizer, recipe, rows))]))
     whole = expected(task, engine, recipe, rows, memory=True)
     if calibrate:
         formula, whole = whole, _calibrated(task, session, recipe, whole, on_event)

@@ -25,7 +25,7 @@ from trainer.footprint import footprint
 from trainer.job import TrainingJob
 from trainer.quantised import check_quantiser
 from trainer.recipe import Recipe, recommended_recipe
-from trainer.replay import Replay, base_replies, drawn, prompts, rows_for
+from trainer.replay import Replay, base_replies, drawn, prompts, rows_for, wanted_rows
 from trainer.targets import check_targets
 from trainer.work import learnt_rows, work_of
 
@@ -154,6 +154,19 @@ def in_words(found: Estimate) -> str:
     return f"about {found.seconds / 60:.1f} minutes of training ({found.steps} steps){memory} expected{slow}"
 
 
+def too_little_replay(task: Task, recipe: Recipe, rows: int) -> str:
+    """What is said where there are too few replay rows for the recipe's share beside `rows` of the task; empty where there are enough."""
+    wanted = wanted_rows(recipe.replay_share, rows)
+    count = rows_for(recipe.replay_share, rows, len(task.replay) if task.replay else None)
+    if count == wanted:
+        return ""
+    there = "rows in `data.replay`" if task.replay else "shipped prompts (`data.replay` can name more rows of your own)"
+    return (
+        f"replay: {count / (count + rows):.2%} of all rows, not the {recipe.replay_share:.2%} of `replay_share`: {wanted:,} are wanted "
+        f"beside {rows:,} rows, and there are {count:,} {there}"
+    )
+
+
 def _users_replay(task: Task, recipe: Recipe, rows: int) -> tuple[Replay, ...]:
     """Rows of the task's `data.replay`, as many as the recipe's share beside `rows` of the task; none where there is no such set."""
     count = rows_for(recipe.replay_share, rows, len(task.replay))
@@ -162,6 +175,8 @@ def _users_replay(task: Task, recipe: Recipe, rows: int) -> tuple[Replay, ...]:
 
 def _replay(task: Task, session: Session, recipe: Recipe, rows: int, folder: Path) -> tuple[Replay, ...]:
     """Rows of the user's set, or the base's replies for this recipe, asked once and kept beside the job."""
+    if told := too_little_replay(task, recipe, rows):
+        session.on_event(Note(told, "warning"))
     if task.replay:
         return _users_replay(task, recipe, rows)
     count = rows_for(recipe.replay_share, rows)

@@ -10,14 +10,22 @@ import pytest
 
 from advisor.cli.display import Display
 from advisor.flow.checks import check_data
+from advisor.flow.plan import plan
 from advisor.flow.session import Session
-from advisor.flow.tuned import expected, job_for, prompt_format, recipe_for
+from advisor.flow.tuned import expected, job_for, prompt_format, recipe_for, too_little_replay
+from evals.candidate import PromptFormat
+from evals.engines.engine import Message
 from evals.errors import ProblemsError
 from evals.events import Event, Note, TrainingStep
+from evals.task.example import Example
 from evals.task.load import Task, load_task
 from tests.conftest import jsonl
+from trainer.callbacks import Stop
 from trainer.data import IGNORED, encode_replay, load_tokenizer
 from trainer.job import TrainingJob
+from trainer.recipe import Recipe
+from trainer.replay import Replay
+from trainer.worker import METHODS
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -80,6 +88,49 @@ def test_replay_rows_are_drawn_from_the_user_s_set_with_their_own_targets(
     assert not job_for(task, session, recipe_for(task, session.weights), task.train, tmp_path / "no" / "training", "t").replay
     assert expected(task, session.weights, recipe_for(task, session.weights), task.train).steps < with_replay.steps
     assert prompt_format(task, recipe).instruction == "Name the colour."
+
+
+def test_a_share_that_there_are_too_few_rows_for_is_told_with_both_numbers(
+    open_task: Callable[..., tuple[Task, Session]], make_task: Callable[..., Path], tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    task, session = open_task(CHATS, train={"replay_share": 0.5})
+    session.on_event = heard.append
+    job_for(task, session, recipe_for(task, session.weights), task.train, tmp_path / "run" / "training", "training")
+    (said,) = [one.text for one in heard if isinstance(one, Note) and one.level == "warning"]
+    for words in ("25.00% of all rows", "the 50.00%", "24 are wanted beside 24 rows", "there are 8 rows in `data.replay`"):
+        assert words in said
+    assert said in plan(task, tmp_path / "runs").said
+    # Of the shipped prompts: 5% beside 10,000 rows is five times what there is.
+    shipped = load_task(make_task(tmp_path / "shipped"))
+    said = too_little_replay(shipped, Recipe(replay_share=0.05), 10_000)
+    for words in ("1.04% of all rows", "the 5.00%", "526 are wanted beside 10,000 rows", "there are 105 shipped prompts"):
+        assert words in said
+    assert not too_little_replay(shipped, Recipe(replay_share=0.05), 1000)
+    assert not too_little_replay(task, Recipe(replay_share=0.25), 24)
+
+
+def test_replay_rows_that_are_too_long_are_counted(tiny_model: Path) -> None:
+    heard: list[Event] = []
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [Replay("hi", "yes", True), Replay("hi " * 50, "yes", True), Replay("hi", "yes " * 50, False)]
+    assert len(encode_replay(tokenizer, rows, 100, heard.append)) == 1
+    assert [one.text for one in heard if isinstance(one, Note)] == [
+        "2 of 3 replay rows are longer than max_length (100 tokens) and left out"
+    ]
+
+
+@pytest.mark.parametrize("method", ["sft", "pretraining"])
+def test_a_training_tells_of_its_replay_rows_that_are_too_long(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = Recipe(method=method, max_length=120, max_steps=1, lora_r=2)
+    row = Example("a", (Message("user", "red?"),) if method == "sft" else (), "r")
+    long = Replay("hi " * 100, "yes", True)
+    job = TrainingJob(tiny_model, recipe, PromptFormat(""), (row,), (), tmp_path / "job", "float32", "p", replay=(long,))
+    heard: list[Event] = []
+    METHODS[method](job, "hash", heard.append, Stop())
+    assert any(
+        "1 of 1 replay rows are longer than max_length (120 tokens)" in one.text for one in heard if isinstance(one, Note)
+    )
 
 
 def task_folder(task: Task) -> Path:

@@ -25,7 +25,7 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
     tokenizer = load_tokenizer(job.model_folder)
     train = encode_documents(tokenizer, job.train, recipe.max_length)
     dev = encode_all(tokenizer, job.prompt_format, job.dev, recipe, "dev", emit)
-    replay = encode_replay(tokenizer, job.replay, recipe.max_length)
+    replay = encode_replay(tokenizer, job.replay, recipe.max_length, emit)
     documents = len(job.train) - train.dropped
     left_out = f" ({train.dropped} without any text are left out)" if train.dropped else ""
     emit(

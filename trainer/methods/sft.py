@@ -19,7 +19,7 @@ def run(job: TrainingJob, input_hash: str, emit: OnEvent, stop: Stop) -> Trained
     train = encode_all(tokenizer, job.prompt_format, job.train, recipe, "train", emit)
     dev = encode_all(tokenizer, job.prompt_format, job.dev, recipe, "dev", emit)
     task_rows = len(train.rows)
-    replay = encode_replay(tokenizer, job.replay, recipe.max_length)
+    replay = encode_replay(tokenizer, job.replay, recipe.max_length, emit)
     ids = (*train.ids, *(f"replay {at}" for at in range(1, len(replay) + 1)))
     train = replace(train, rows=train.rows + replay)
     return train_on(job, input_hash, tokenizer, train, dev, emit, stop, rows=task_rows, ids=ids)
