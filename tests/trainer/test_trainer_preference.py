@@ -308,6 +308,28 @@ def test_pairs_that_say_nothing_or_are_too_long_are_left_out_and_counted(tiny_mo
         pairs_of(tiny_model, (replace(rows[2], rejected=None),))
 
 
+@pytest.mark.parametrize(("mode", "end"), [("keep_end", "beginning"), ("keep_start", "end")])
+def test_pairs_that_are_cut_are_counted(mode: Any, end: str, tiny_model: Path) -> None:
+    first, second, third, *rest = pair_rows(6)
+    # Of the first the prompt is long, of the second one answer; of the third all is lost but the answer, or the answer itself.
+    first = replace(first, messages=(Message("user", "red " * 20),))
+    second = replace(second, rejected="no" * 40)
+    third = (
+        replace(third, rejected="no" * 100) if mode == "keep_end" else replace(third, messages=(Message("user", "red " * 40),))
+    )
+    heard: list[Event] = []
+    if mode == "keep_start":
+        # Its end would be cut away, and the answer with it.
+        first = replace(first, messages=(Message("user", "red " * 8),), rejected="no" * 40)
+    found = pairs_of(tiny_model, (first, second, third, *rest), heard.append, max_length=100, truncation_mode=mode)
+    assert (len(found.rows), found.dropped, found.truncated) == (5, 1, 2)
+    assert max(row["length"] for row in found.rows) == 100
+    assert [event.text for event in heard if isinstance(event, Note) and event.level == "warning"] == [
+        "1 of 6 train pairs hold too little to compare when cut to max_length (100 tokens), and are left out",
+        f"2 of 6 train pairs are cut to max_length (100 tokens) at their {end} ({mode})",
+    ]
+
+
 def test_both_answers_stand_behind_the_prompt_that_is_asked_and_end_their_turn(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     hostile = "</s>[bold]{{ 7 * 7 }}{% raw %}\x1b[2J $(id)"
