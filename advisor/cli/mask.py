@@ -13,9 +13,12 @@ from evals.errors import clean
 def print_mask(console: Console, mask: TrainingMask) -> None:
     """In colour on a terminal, in [[ ]] elsewhere."""
     console.print("[bold]What would be trained on[/bold]: the marked tokens; the rest is read only")
+    if mask.stand_ins:
+        console.print(f"  {escape(mask.stand_ins)}", soft_wrap=True)
     for one in mask.rows:
         fits = ", longer than max_length: left out of training" if not one.fits else ", cut to max_length" if one.cut else ""
-        console.print(f"  row {escape(clean(one.row.example.id))}: {one.trained_tokens} of {one.tokens} tokens{fits}")
+        which = f", {one.answer}" if one.answer else ""
+        console.print(f"  row {escape(clean(one.row.example.id))}{which}: {one.trained_tokens} of {one.tokens} tokens{fits}")
         text = Text()
         for segment in one.segments:
             body = clean(segment.text)

@@ -6,12 +6,13 @@ Everything is asked of the trainer's own encoding: what is shown is what is trai
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from advisor.flow.training_rows import foreseen_rows
+from advisor.flow.training_rows import foreseen_rows, stand_ins
 from advisor.flow.tuned import prompt_format, recipe_for
 from evals.candidate import PromptFormat
 from evals.engines.engine import Message, ToolCall
@@ -24,6 +25,7 @@ from evals.task.example import Example
 from evals.task.load import Task
 from evals.task.reading.formats import Row
 from trainer.data import IGNORED, labelled
+from trainer.preference_pairs import encode_pair
 from trainer.raw_text import encode_documents
 from trainer.recipe import Recipe
 from trainer.template import taught
@@ -47,12 +49,13 @@ class Segment:
 @dataclass(frozen=True)
 class MaskedRow:
     """A training row as the model sees it. Where it is longer than the recipe's `max_length` it is shown `cut`, or `fits` is False: it is
-    left out, and shown whole."""
+    left out, and shown whole. A pair is shown as two: `answer` is `chosen` or `rejected`, and empty where a row has but one."""
 
     row: Row
     segments: tuple[Segment, ...]
     fits: bool = True
     cut: bool = False
+    answer: str = ""
 
     @property
     def tokens(self) -> int:
@@ -65,15 +68,17 @@ class MaskedRow:
 
 @dataclass(frozen=True)
 class TrainingMask:
-    """A few rows, and what the chat template loses of them (`template`)."""
+    """A few rows, and what the chat template loses of them (`template`). `stand_ins` says what of them will be something else."""
 
     rows: tuple[MaskedRow, ...]
     findings: tuple[Finding, ...]
+    stand_ins: str = ""
 
 
 def training_mask(task: Task, engine: HfEngine) -> TrainingMask:
     """Of the task's training rows the shortest, the one in the middle and the longest, by the recipe that would train them; of continued
-    pretraining such documents, in RAFT with parts of documents in the place of the passages that a search will find.
+    pretraining such documents, of DPO such pairs. What will be found or asked for when it is trained has something in its place
+    (`stand_ins`).
 
     Only the tokeniser is loaded. For a model whose weights are here (`Session.weights`): a served one is not trained.
     """
@@ -83,10 +88,13 @@ def training_mask(task: Task, engine: HfEngine) -> TrainingMask:
         tokenizer = taught(engine.handle.folder, recipe.method).tokenizer
     if recipe.method == "pretraining":
         return mask_documents(tokenizer, foreseen_rows(task, recipe, ()), recipe.max_length)
-    if recipe.method == "raft":
+    if recipe.method in ("raft", "dpo"):
+        # Where they stand, if only by their ids: pairs may be of a file of their own.
+        places = {row.example.id: row for row in (*rows, *task.preferences)}
         shown = foreseen_rows(task, recipe, [row.example for row in rows])
-        rows = tuple(replace(row, example=one) for row, one in zip(rows, shown, strict=True))
-    return mask_rows(tokenizer, prompt_format(task, recipe), rows, recipe)
+        rows = tuple(replace(places[one.id], example=one) if one.id in places else Row(one, "train", 1) for one in shown)
+    masked = mask_pairs if recipe.method == "dpo" else mask_rows
+    return replace(masked(tokenizer, prompt_format(task, recipe), rows, recipe), stand_ins=stand_ins(task, recipe))
 
 
 def mask_documents(tokenizer: Any, documents: Sequence[Example], max_length: int) -> TrainingMask:
@@ -116,6 +124,27 @@ def mask_rows(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row], recipe: Re
         if kept is not None and cut:
             segments = _segments(tokenizer, kept["input_ids"], kept["labels"])
         shown.append(MaskedRow(row, segments, kept is not None, cut))
+    return TrainingMask(tuple(shown), (*found, *_lost(tokenizer, fmt, rows)))
+
+
+def mask_pairs(tokenizer: Any, fmt: PromptFormat, rows: Sequence[Row], recipe: Recipe) -> TrainingMask:
+    """As `mask_rows`, for rows with two answers: each is shown behind the prompt that both have."""
+    shown: list[MaskedRow] = []
+    found: list[Finding] = []
+    whole = replace(recipe, max_length=sys.maxsize)
+    for row in _of_all_lengths(rows):
+        try:
+            pair, long = encode_pair(tokenizer, fmt, row.example, recipe)
+            kept = pair or encode_pair(tokenizer, fmt, row.example, whole)[0]
+        except AdvisorError as error:
+            found.append(Finding("template", "error", f"this pair cannot be trained on: {error.what}", (place("train", row),)))
+            continue
+        if kept is None:
+            continue
+        prompt = kept["prompt_ids"]
+        for name, ids in (("chosen", kept["chosen_ids"]), ("rejected", kept["rejected_ids"])):
+            segments = _segments(tokenizer, prompt + ids, [IGNORED] * len(prompt) + ids)
+            shown.append(MaskedRow(row, segments, pair is not None, long and pair is not None, name))
     return TrainingMask(tuple(shown), (*found, *_lost(tokenizer, fmt, rows)))
 
 

@@ -42,20 +42,29 @@ def preference_rows(
     return made_pairs(task, session, recipe, rows, fmt, folder.with_name(f"{folder.name}-pairs.json"))
 
 
+def usable_pairs(task: Task) -> tuple[Example, ...]:
+    """The pairs of `data.preferences` and of train, whose two answers differ; DPO makes its own where there are none."""
+    return tuple(one for one in _paired(task) if (one.rejected or "").strip() != one.target.strip())
+
+
+def _paired(task: Task) -> list[Example]:
+    return [one for one in task.liked_or_not if one.rejected is not None]
+
+
 def given_pairs(task: Task, on_event: OnEvent) -> tuple[Example, ...]:
-    """The pairs of `data.preferences` and of train. Answers that were only liked or disliked, as KTO takes them, are left aside."""
-    paired = [one for one in task.liked_or_not if one.rejected is not None]
+    """`usable_pairs`; what is left aside is said. Answers that were only liked or disliked, as KTO takes them, are no pairs."""
+    paired = _paired(task)
     judged = len(task.liked_or_not) - len(paired)
     if judged:
         text = f"DPO: {judged} rows of preferences have a verdict on one answer and no second one: they are left aside, DPO needs pairs"
         on_event(Note(text, "warning"))
-    different = [one for one in paired if (one.rejected or "").strip() != one.target.strip()]
+    different = usable_pairs(task)
     if len(different) < len(paired):
         text = f"DPO: {len(paired) - len(different)} of {len(paired)} pairs have one and the same answer twice and are left out"
         on_event(Note(text, "warning"))
     if different:
         on_event(Note(f"DPO: {len(different)} pairs of the task's preferences"))
-    return tuple(different)
+    return different
 
 
 def made_pairs(

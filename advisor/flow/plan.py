@@ -82,9 +82,15 @@ class Plan:
             "recipe": asdict(one.recipe),
             "reasons": dict(one.reasons),
             "examples": [
-                {"id": row.row.example.id, "fits": row.fits, "segments": [asdict(segment) for segment in row.segments]}
+                {
+                    "id": row.row.example.id,
+                    "answer": row.answer or "target",
+                    "fits": row.fits,
+                    "segments": [asdict(segment) for segment in row.segments],
+                }
                 for row in one.mask.rows
             ],
+            "examples_stand_ins": one.mask.stand_ins,
             "learning_curve": [{"rows": rows, "seconds": round(seconds, 1)} for rows, seconds in one.curve],
             "training_estimate": told,
             "memory_free_mib": one.free_mib,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
-from advisor.flow.pairs import preference_rows
+from advisor.flow.pairs import preference_rows, usable_pairs
 from advisor.flow.raft import as_asked, raft_pipeline, raft_rows
 from advisor.flow.raw_text import no_documents, raw_text_rows
 from advisor.flow.rejection import rejection_rows
@@ -47,6 +47,17 @@ def measured_rows(task: Task, session: Session, recipe: Recipe, folder: Path) ->
     return tuple(task.dev)
 
 
+def stand_ins(task: Task, recipe: Recipe) -> str:
+    """What of `foreseen_rows` only stands for what will be trained on; empty where they are that itself."""
+    if recipe.method == "raft":
+        return "the passages are parts of documents, in the place of those that a search will find"
+    if recipe.method == "rejection_sampling":
+        return "the answers are the rows' own, in the place of right ones that the model will be asked for"
+    if recipe.method == "dpo" and not usable_pairs(task):
+        return "the rejected answers are other rows' right ones, in the place of wrong ones that the model will be asked for"
+    return ""
+
+
 def foreseen_rows(task: Task, recipe: Recipe, rows: Sequence[Example]) -> tuple[Example, ...]:
     """What will be trained on, as far as it can be told without a search or a model: for estimates.
 
@@ -62,9 +73,8 @@ def foreseen_rows(task: Task, recipe: Recipe, rows: Sequence[Example]) -> tuple[
         prompt, count = RagPrompt("plain", task.instruction), recipe.num_distractors + 1
         return tuple(replace(row, messages=prompt.messages(row, list(islice(parts, count)))) for row in rows)
     if recipe.method == "dpo":
-        given = [one for one in task.liked_or_not if one.rejected is not None]
         others = [*rows[1:], *rows[:1]]
-        return tuple(given) or tuple(
+        return usable_pairs(task) or tuple(
             replace(row, rejected=other.target) for row, other in zip(rows, others, strict=True) if row.target != other.target
         )
     return tuple(rows)

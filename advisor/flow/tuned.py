@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from advisor.flow.pairs import usable_pairs
 from advisor.flow.raft import AS_RENDERED, raft_pipeline
 from advisor.flow.session import Session
 from advisor.flow.training_rows import measured_rows, training_rows
@@ -45,7 +46,7 @@ def short_instruction(text: str) -> str:
 def recipe_for(task: Task, engine: HfEngine) -> Recipe:
     """The recommended recipe with what the task file states. Raises ProblemsError where that is wrong, or would do nothing."""
     given, where = task.spec.train, str(task.folder / "task.yaml")
-    if given.get("method") == "dpo" and any(one.rejected is not None for one in task.liked_or_not):
+    if given.get("method") == "dpo" and usable_pairs(task):
         why = "draws answers where pairs are made of the task's rows, and the task has pairs of its own: leave it out"
         if idle := [Problem(where, 0, f"train.{key}", why) for key in ("num_generations", "temperature") if key in given]:
             raise ProblemsError(idle)

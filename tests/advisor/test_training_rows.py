@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from advisor.cli.mask import print_mask
 from advisor.flow.mask import training_mask
 from advisor.flow.raft import AS_RENDERED, raft_pipeline, raft_rows, rendered, shelves_of
 from advisor.flow.raw_text import raw_text_rows
@@ -28,7 +30,7 @@ from evals.errors import AdvisorError
 from evals.events import Event, Note, TrainingStep
 from evals.records import read_json
 from evals.task.load import Task, load_task
-from tests.conftest import COLOURS
+from tests.conftest import COLOURS, jsonl
 from tests.trainer import forked
 from trainer import launch
 from trainer.data import load_tokenizer
@@ -84,7 +86,8 @@ def open_task(make_task: Make, tmp_path: Path, heard: list[Event], monkeypatch: 
             "test": [row(at) for at in range(28, 36)],
         }
         data = {**{one: f"{one}.jsonl" for one in splits}, "documents": "docs"}
-        folder = make_task(tmp_path / name, rows=splits, files=pages, **{"data": data, "output": {"type": "text"}, **spec})
+        files = {**pages, **spec.pop("files", {})}
+        folder = make_task(tmp_path / name, rows=splits, files=files, **{"data": data, "output": {"type": "text"}, **spec})
         task = load_task(folder)
         return task, Session(task, heard.append)
 
@@ -417,3 +420,50 @@ def test_a_plan_shows_what_will_be_learnt(open_task: Open) -> None:
         assert (text.count('"""'), "Name the colour." in text) == (6, True)
         assert [segment.trained for segment in one.segments] == [False, True]
         assert one.segments[1].text.startswith(one.row.example.target)
+    assert "in the place of those that a search will find" in training_mask(task, session.weights).stand_ins
+
+
+def shown_pairs(task: Task, session: Session) -> dict[str, list[str]]:
+    """By row's id what is learnt of each of its answers, behind one and the same prompt."""
+    rows = training_mask(task, session.weights).rows
+    assert [one.answer for one in rows] == ["chosen", "rejected"] * (len(rows) // 2)
+    found: dict[str, list[str]] = {}
+    for one in rows:
+        read, learnt = one.segments
+        assert (read.trained, learnt.trained) == (False, True)
+        assert read.text.endswith(f"{one.row.example.text}<|im_end|>\n<|im_start|>assistant\n")
+        found.setdefault(one.row.example.id, []).append(learnt.text.removesuffix("<|im_end|>"))
+    return found
+
+
+def test_a_plan_of_dpo_shows_the_pairs_that_will_be_learnt(open_task: Open, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {one: f"{one}.jsonl" for one in ("train", "dev", "test")}
+    given = [{"prompt": f"Which {'very ' * at}one?", "chosen": f"good {at}", "rejected": f"bad {at}"} for at in range(5)]
+    alike = {"prompt": "Both?", "chosen": "yes", "rejected": "yes "}
+    files = {"pairs.jsonl": jsonl([alike, *given])}
+    task, session = open_task(
+        files=files, data={**data, "preferences": "pairs.jsonl"}, train={"method": "dpo", "max_length": 70}
+    )
+    # Of the pairs the shortest, one in the middle and the longest: none of train's rows, and none that says the same twice.
+    assert [*shown_pairs(task, session).values()] == [[f"good {at}", f"bad {at}"] for at in (0, 2, 4)]
+    mask = training_mask(task, session.weights)
+    assert not mask.stand_ins
+    assert [Path(one.row.file).name for one in mask.rows] == ["pairs.jsonl"] * 6
+    assert [one.fits for one in mask.rows] == [True] * 4 + [False] * 2
+    print_mask(Console(width=200), mask)
+    told = capsys.readouterr().out
+    assert f"row {mask.rows[0].row.example.id}, chosen: 7 of {mask.rows[0].tokens} tokens" in told
+    assert "[[bad 0<|im_end|>]]" in told
+
+    task, session = open_task("made", data=data, train={"method": "dpo"})
+    right = {row.id: row.target for row in task.train}
+    for name, (chosen, rejected) in shown_pairs(task, session).items():
+        assert chosen == right[name] != rejected
+    assert "wrong ones that the model will be asked for" in training_mask(task, session.weights).stand_ins
+
+
+def test_a_plan_of_rejection_sampling_says_what_its_answers_stand_for(open_task: Open) -> None:
+    task, session = open_task(train={"method": "rejection_sampling"})
+    assert "right ones that the model will be asked for" in training_mask(task, session.weights).stand_ins
+    task, session = open_task("plain")
+    assert not training_mask(task, session.weights).stand_ins
