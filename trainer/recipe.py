@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -172,12 +173,18 @@ class Recipe:
         return min(self.num_train_epochs, self.total_steps(rows) / self.steps_of_a_pass(rows))
 
 
-def recommended_recipe(rows: int, parameters: int, *, overrides: Mapping[str, Any], where: str, seed: int) -> Recipe:
+def recommended_recipe(
+    rows: int, parameters: int, *, overrides: Mapping[str, Any], where: str, seed: int, context_length: int = sys.maxsize
+) -> Recipe:
     """Good defaults for so many rows, a model of so many parameters and the method, overridden by the user's `train:` mapping.
 
-    `where` names the user's file in messages. Raises ProblemsError with every key that is unknown or of a wrong kind.
+    The model reads `context_length` tokens at most: the default of `max_length` is no more than that. `where` names the user's file in
+    messages. Raises ProblemsError with every key that is unknown, of a wrong kind, beyond the model or without an effect.
     """
     chosen = _checked(overrides, where)
+    if chosen.get("max_length", 0) > context_length:
+        why = f"{chosen['max_length']:,} tokens are more than this model reads ({context_length:,}): write {context_length} or less"
+        raise ProblemsError([Problem(where, 0, "train.max_length", why)])
     method, full = chosen.get("method", "sft"), not chosen.get("use_peft", True)
     recipe = Recipe(
         # Few rows are seen more often, so that there are about 100 steps at least; of many, two passes are enough
@@ -195,7 +202,7 @@ def recommended_recipe(rows: int, parameters: int, *, overrides: Mapping[str, An
         # The reference, which DPO does not leave far behind, takes the place of replay.
         replay_share=0.0 if method == "dpo" else 0.05,
         # A row of RAFT holds several passages.
-        max_length=2048 if method == "raft" else 1024,
+        max_length=min(context_length, 2048 if method == "raft" else 1024),
         seed=seed,
     )
     return replace(recipe, **chosen)

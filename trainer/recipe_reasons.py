@@ -30,7 +30,7 @@ REASONS: dict[str, str] = {
     "lora_alpha": "twice the rank, as usual",
     "lora_dropout": "none: passes are few, and it would keep the layers from being fused",
     "lora_target_modules": "all linear layers, the MLP above all (Dettmers et al. 2023; Schulman 2025)",
-    "max_length": "TRL's default; 2,048 for rows with retrieved passages",
+    "max_length": "TRL's default; 2,048 for rows with retrieved passages; no more than the model reads",
     "truncation_mode": "a row that is cut teaches something else; what is dropped is counted aloud",
     "assistant_only_loss": "the model is to answer, not to ask",
     "weight_decay": "TRL's default",

@@ -56,6 +56,7 @@ def recipe_for(task: Task, engine: HfEngine) -> Recipe:
         overrides=given,
         where=where,
         seed=task.spec.seed,
+        context_length=engine.context_length,
     )
     # Documents teach nothing of the instruction, so that no part of it becomes needless.
     full = recipe.method == "pretraining" and "instruction" not in given

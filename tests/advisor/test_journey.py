@@ -353,7 +353,11 @@ def test_all_weights_go_the_whole_way(make_task: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("train", "message"),
-    [({"method": "qlora"}, "a base in 4 bits"), ({"lora_target_modules": ["c_attn"]}, "`c_attn` is not in this model")],
+    [
+        ({"method": "qlora"}, "a base in 4 bits"),
+        ({"lora_target_modules": ["c_attn"]}, "`c_attn` is not in this model"),
+        ({"max_length": 513}, "more than this model reads"),
+    ],
 )
 def test_a_recipe_that_cannot_be_trained_here_is_refused_before_anything_is_loaded(
     train: dict[str, Any], message: str, make_task: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

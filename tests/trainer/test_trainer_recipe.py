@@ -135,6 +135,17 @@ def test_a_key_is_taken_by_the_methods_that_read_it_and_refused_by_the_others(me
     assert recommend(method=method).reads(key) == (method in readers)
 
 
+def test_no_row_is_longer_than_the_model_reads() -> None:
+    def length(context: int, **stated: Any) -> int:
+        return recommended_recipe(300, SMALL, overrides=stated, where="t", seed=0, context_length=context).max_length
+
+    assert (length(512), length(4096), length(1500, method="raft"), length(4096, method="raft")) == (512, 1024, 1500, 2048)
+    assert (length(512, max_length=512), length(4096, max_length=4096)) == (512, 4096)
+    with pytest.raises(ProblemsError, match=r"513 tokens are more than this model reads \(512\): write 512 or less") as caught:
+        length(512, max_length=513)
+    assert [one.key for one in caught.value.problems] == ["train.max_length"]
+
+
 ADAPTERS_OWN = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "load_in_4bit")
 
 
