@@ -312,7 +312,7 @@ def _read(key: str, value: Any) -> tuple[Any, str]:
             return value, ""
         if isinstance(value, list | tuple) and value and all(isinstance(one, str) and one for one in value):
             return tuple(value), ""
-        return None, "must be 'all-linear' or a list of module names, such as [q_proj, v_proj]"
+        return None, "must be 'all-linear', a list of module names, such as [q_proj, v_proj], or a pattern of their whole names"
     lowest, whole = _NUMBERS[key]
     if isinstance(value, str):
         # YAML reads 1e-4 (without a dot) as text; what was meant is plain.

@@ -40,11 +40,25 @@ def check_names(wanted: str | tuple[str, ...], model: Any) -> None:
                 linear,
                 "it would have to learn the whole vocabulary's scores, and often shares its weights with the embeddings.",
             )
+        found = [name for name in others if matches.fullmatch(name)]
+        if found:
+            raise _refused(
+                f"`{one}` is or takes in {found[0]}, which is no linear layer ({type(others[found[0]]).__name__})", linear
+            )
         if any(matches.fullmatch(name) for name in linear):
             continue
-        found = [name for name in others if matches.fullmatch(name)]
-        kind = f"is no linear layer ({type(others[found[0]]).__name__})" if found else "is not in this model"
-        raise _refused(f"`{one}` {kind}", linear)
+        if isinstance(wanted, str):
+            why = f"names are a list: [{', '.join(_names(wanted))}]" if _names(wanted) else ""
+            raise _refused(
+                f"`{one}`, a text, is a pattern of whole names, and no layer of this model has such a name", linear, why
+            )
+        raise _refused(f"`{one}` is not in this model", linear)
+
+
+def _names(text: str) -> list[str]:
+    """The module names that a text seems to list; none where it has signs of a pattern."""
+    names = [one for one in re.split(r"[\s,]+", text.strip("[] ")) if one]
+    return names if all(re.fullmatch(r"[\w.]+", one) for one in names) else []
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -290,10 +290,15 @@ def test_a_quantiser_that_gives_other_weights_is_not_used(
     [
         (("q_proj", "qproj"), r"`qproj` is not in this model"),
         (("c_attn",), r"`c_attn` is not in this model"),
-        (("embed_tokens",), r"`embed_tokens` is no linear layer \(Embedding\)"),
+        (("embed_tokens",), r"`embed_tokens` is or takes in model.embed_tokens, which is no linear layer \(Embedding\)"),
         (("lm_head",), r"`lm_head` is or takes in the output head"),
-        (("q_proj", "self_attn"), r"`self_attn` is no linear layer \(LlamaAttention\)"),
-        (r".*\.(q|x)_projection", "is not in this model"),
+        (("q_proj", "self_attn"), r"`self_attn` is or takes in .*, which is no linear layer \(LlamaAttention\)"),
+        # A text is peft's pattern over whole names, which a name's end is not.
+        (r".*\.(q|x)_projection", r"a text, is a pattern of whole names, and no layer of this model has such a name\n"),
+        ("q_proj", r"a pattern of whole names, and no layer of this model has such a name: names are a list: \[q_proj\]\n"),
+        ("q_proj,v_proj", r"names are a list: \[q_proj, v_proj\]\n"),
+        # peft would fail at the attention itself, once the weights are loaded.
+        (r".*self_attn.*", r"takes in model.layers.0.self_attn, which is no linear layer \(LlamaAttention\)"),
         (r".*(_proj|head)", "takes in the output head"),
         ("(", "is no pattern of module names"),
     ],
