@@ -105,7 +105,7 @@ def _trainer(
             parts = self.looked_at(sorted(rows, key=lambda row: len(row["input_ids"])), batch, measure)
             meter.tokens = seen
             total, tokens = (sum(part) for part in zip(*parts, strict=True))
-            return total / tokens
+            return float(total / tokens)
 
         def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
             drawn = super()._get_train_sampler(*args, **kwargs)

@@ -18,7 +18,8 @@ from evals.engines.machine import cache_folder
 from evals.engines.models import weights_fingerprint
 from evals.errors import AdvisorError, clean
 from evals.records import content_hash, file_hash, jsonable, read_json, write_json, write_text
-from trainer.job import TRAINER_VERSION, TrainedAdapter, TrainingJob
+from trainer.job import TRAINER_VERSION, TrainedAdapter, TrainingJob, flattering
+from trainer.recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "safetensors", "tokenizers")
 # How a folder in our own cache of models ends: 12 hex digits of a hash.
@@ -64,7 +65,8 @@ class Parent:
 @dataclass(frozen=True)
 class Card:
     """`kind` is `adapter`, or `model` where the folder holds a whole model. `how` says what made it: `training`, `merge`, or the
-    way in which `parents` were combined; what only a training has (rows, losses, seconds) is empty for the others."""
+    way in which `parents` were combined. What only a training has is empty for the others: rows, losses, seconds, and of how many
+    looks at dev its weights are the best (`chosen_of`)."""
 
     kind: str
     title: str
@@ -81,6 +83,7 @@ class Card:
     seconds: float = 0.0
     final_loss: float | None = None
     dev_loss: float | None = None
+    chosen_of: int = 0
     scores: Mapping[str, Measured] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -114,6 +117,7 @@ def write_card(folder: Path, job: TrainingJob, trained: TrainedAdapter) -> Card:
         seconds=trained.seconds,
         final_loss=trained.final_loss,
         dev_loss=trained.dev_loss,
+        chosen_of=trained.chosen_of,
     )
     return put_card(folder, card)
 
@@ -213,6 +217,8 @@ def _facts(card: Card) -> dict[str, str]:
             facts[name] = f"{loss:.4f}"
     for split, one in card.scores.items():
         facts[f"{one.metric} on {split}"] = f"{one.mean:.3f} (n = {one.n})"
+    if told := flattering(Recipe.of(card.recipe), card.chosen_of):
+        facts["chosen on dev"] = told
     facts["versions"] = ", ".join(f"{name} {one}" for name, one in card.packages.items())
     return facts
 

@@ -109,7 +109,8 @@ class TrainedAdapter:
 
     `seconds` is the wall time of the training steps, summed over resumed parts; `train_tokens` counts prompt and answer
     of every row of every epoch; `final_loss` is the mean of the last ten steps, `dev_loss` that of dev's answer tokens; `dev_score` is
-    the task's own, of a sample of dev, and `kl` how far answers to general questions have moved (nats a token).
+    the task's own, of a sample of dev, and `kl` how far answers to general questions have moved (nats a token). Where an early stop may
+    have chosen the weights, they are the best of `chosen_of` looks at dev (`flattering`).
     """
 
     folder: Path
@@ -126,12 +127,19 @@ class TrainedAdapter:
     reused: bool
     dev_score: float | None = None
     kl: float | None = None
+    chosen_of: int = 0
 
     def write(self, job_folder: Path) -> None:
         """`training.json`, the last file of a training: while it is missing the training is unfinished."""
         record = asdict(self)
         del record["folder"], record["reused"]
         write_json(job_folder / "training.json", record)
+
+
+def flattering(recipe: Recipe, looks: int) -> str:
+    """What is said where the weights are the best of so many looks at dev: in part the luckiest. Empty where nothing was chosen."""
+    best = f"dev's {recipe.metric_for_best_model} is the best of {looks} looks at the same rows, and flatters these weights"
+    return f"{best}; rows that chose nothing tell how good they are" if looks > 1 else ""
 
 
 def finished(job_folder: Path, input_hash: str, *, reused: bool) -> TrainedAdapter | None:
@@ -144,8 +152,8 @@ def finished(job_folder: Path, input_hash: str, *, reused: bool) -> TrainedAdapt
         names = {field.name for field in fields(TrainedAdapter)} - {"folder", "reused"}
         if record["input_hash"] != input_hash:
             return None
-        return TrainedAdapter(folder=folder, reused=reused, **{name: record[name] for name in names})
-    except (OSError, AdvisorError, KeyError):
+        return TrainedAdapter(folder=folder, reused=reused, **{name: record[name] for name in names if name in record})
+    except (OSError, AdvisorError, KeyError, TypeError):
         return None
 
 

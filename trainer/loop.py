@@ -16,7 +16,7 @@ from evals.events import Note, OnEvent, TrainingStep
 from trainer.callbacks import Meter, Stop, event_stream
 from trainer.card import write_card
 from trainer.checkpoints import BEST, Spent, delete_foreign, keep_weights, last_complete, prune_best, refuse_pickles
-from trainer.job import TrainedAdapter, TrainingJob
+from trainer.job import TrainedAdapter, TrainingJob, flattering
 from trainer.model import learn_in_fp32
 from trainer.saving import load_weights, save_weights
 from trainer.settled import Settled, read_settled
@@ -108,6 +108,9 @@ def finish(
     if kept < steps:
         load_weights(trainer.model, start.checkpoints / f"{BEST}{kept}")
         emit(Note(f"{job.purpose}: the weights of step {kept} of {steps} are kept, the best on dev"))
+    chosen_of = len(watch.decisive) if watch.patience else 0
+    if told := flattering(job.recipe, chosen_of):
+        emit(Note(f"{job.purpose}: {told}"))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     final_loss = sum(losses[-10:]) / len(losses[-10:])
     dev_loss = dev.loss(dev.rows) if dev.rows else None
@@ -130,6 +133,7 @@ def finish(
         reused=False,
         dev_score=score,
         kl=kl,
+        chosen_of=chosen_of,
     )
     write_card(trained.folder, job, trained)
     trained.write(job.folder)

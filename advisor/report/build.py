@@ -17,6 +17,7 @@ from evals.scores import Scores
 from evals.statistics.paired import mean_interval
 from evals.task.checks.findings import counts
 from evals.task.load import Task
+from trainer.job import flattering
 from trainer.recipe import Recipe
 
 SHOWN_EXAMPLES = 3
@@ -67,7 +68,8 @@ def _training(journey: Journey) -> dict[str, Any] | None:
     if trained is None:
         return None
     recipe = Recipe.of(read_json(journey.folder / "training" / "recipe.json"))
-    return {**asdict(trained), "folder": trained.folder.name, "method": recipe.title}
+    chosen = flattering(recipe, trained.chosen_of)
+    return {**asdict(trained), "folder": trained.folder.name, "method": recipe.title, "chosen_on_dev": chosen}
 
 
 def _data(journey: Journey) -> dict[str, Any] | None:

@@ -162,10 +162,11 @@ def _training(report: dict[str, Any]) -> str:
     if not one:
         return ""
     dropped = f" {one['dropped']} rows were too long and left out." if one["dropped"] else ""
+    chosen = f" Of these weights {one['chosen_on_dev']}." if one["chosen_on_dev"] else ""
     return (
         f"## Training\n\n{one['method']} on {one['rows']} rows: {one['steps']} steps, {one['train_tokens']:,} tokens in "
         f"{one['seconds']:.0f} s ({one['tokens_per_second']:.0f} tokens/s), peak memory {one['peak_memory_mib']:.0f} MiB."
-        f"{dropped} The recipe is in `training/recipe.json`, the weights in `training/{one['folder']}/`."
+        f"{dropped}{chosen} The recipe is in `training/recipe.json`, the weights in `training/{one['folder']}/`."
     )
 
 

@@ -34,6 +34,7 @@ from trainer.card import read_card
 Make = Callable[..., Path]
 # Tokens decide between arms that score the same: seconds are another arm's in every run.
 PRICES = {"gpu_hour": 1.0, "input_per_million": 1.0, "output_per_million": 1.0}
+LOOKS = {"early_stopping_patience": 9, "eval_steps": 1}
 FAST = {"num_train_epochs": 1, "save_steps": 2, "lora_r": 2, "per_device_train_batch_size": 8}
 
 
@@ -330,7 +331,12 @@ def test_all_weights_go_the_whole_way(make_task: Make, tmp_path: Path) -> None:
     folder = make_task(
         tmp_path / "task",
         rows=rows,
-        train={"method": "full", **{key: value for key, value in FAST.items() if key != "lora_r"}, "learning_rate": 0.01},
+        train={
+            "method": "full",
+            **{key: value for key, value in FAST.items() if key != "lora_r"},
+            "learning_rate": 0.01,
+            **LOOKS,
+        },
         prices=PRICES,
         gate={"max_cost_per_1k": 1000.0},
     )
@@ -340,6 +346,10 @@ def test_all_weights_go_the_whole_way(make_task: Make, tmp_path: Path) -> None:
     assert read_card(model).kind == "model"
     assert read_card(model).scores.keys() == {"dev", "test"}
     assert read_json(done.folder / "report.json")["training"]["folder"] == "model"
+    # They are the best of what was looked at, and the report does not keep that to itself.
+    looks = read_json(done.folder / "training" / "training.json")["chosen_of"]
+    assert looks > 1
+    assert f"dev's loss is the best of {looks} looks at the same rows" in (done.folder / "report.md").read_text()
     # What the locked test and the general benchmarks were asked of are these weights, not the base's.
     found, general = outputs(done.folder), read_json(done.folder / "reevaluation.json")["general"]["tasks"]
     assert set(general) == {"facts", "instructions"}

@@ -66,7 +66,8 @@ def test_it_stops_when_dev_no_longer_falls_and_keeps_the_best(stopped: dict[str,
     assert trained.dev_loss == pytest.approx(losses[best], rel=1e-5)
     assert losses[trained.steps] > losses[best]
     notes = [event.text for event in stopped["events"] if isinstance(event, Note)]
-    assert notes[-1] == f"stopped: the weights of step {best} of {trained.steps} are kept, the best on dev"
+    assert notes[-2] == f"stopped: the weights of step {best} of {trained.steps} are kept, the best on dev"
+    assert f"dev's loss is the best of {len(losses)} looks" in notes[-1]
     # The measurements on the way change nothing: a training that ends at that step has the same adapter.
     short = misleading(make_job("short", num_train_epochs=10, max_steps=best, **FLAT))
     assert train(short, ignore).steps == best

@@ -15,7 +15,7 @@ from evals.engines.handle import ModelHandle
 from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError
 from evals.events import Event, Note, TrainingStep, ignore
-from evals.records import file_hash
+from evals.records import file_hash, read_json, write_json
 from evals.scoring import Scoring, scoring_of
 from evals.task.load import load_task
 from tests.trainer.conftest import colour_rows
@@ -23,7 +23,7 @@ from tests.trainer.faults import NO_MEMORY
 from trainer import answer_trainer, tripwire, watching
 from trainer.callbacks import Probe, Stop
 from trainer.data import load_tokenizer
-from trainer.job import TrainedAdapter, TrainingJob
+from trainer.job import TrainedAdapter, TrainingJob, finished
 from trainer.methods import sft
 from trainer.model import base_model
 from trainer.replay import prompts
@@ -160,10 +160,21 @@ def test_the_best_by_score_is_kept_and_the_training_stops(scored_job: MakeJob, m
     # Step 8 has the score and the loss of step 4: the earlier one is kept. The lower losses of 6 and 10 count for nothing.
     assert trained.steps == 10
     assert trained.dev_score == 0.75
-    assert "the weights of step 4 of 10 are kept" in [one.text for one in heard if isinstance(one, Note)][-1]
+    kept, flatters = [one.text for one in heard if isinstance(one, Note)][-2:]
+    assert "the weights of step 4 of 10 are kept" in kept
+    # It is the highest of five, and that is told where the score is: on the way, in the record and on the card.
+    assert "dev's score is the best of 5 looks at the same rows, and flatters" in flatters
+    assert trained.chosen_of == finished(trained.folder.parent, trained.input_hash, reused=True).chosen_of == 5
+    assert "the best of 5 looks" in (trained.folder / "README.md").read_text()
     monkeypatch.setattr(watching, "_loss_probe", lambda *_: UNUSED)
     short, _ = run(replace(scored_job("short", num_train_epochs=10, max_steps=4), scoring=None))
     assert weights(short) == weights(trained)
+    assert short.chosen_of == 0
+    assert "looks" not in (short.folder / "README.md").read_text()
+    # Trainings of before are finished still.
+    path = short.folder.parent / "training.json"
+    write_json(path, {name: value for name, value in read_json(path).items() if name != "chosen_of"})
+    assert finished(short.folder.parent, short.input_hash, reused=True) == replace(short, reused=True)
 
 
 def independent_kl(job: TrainingJob, trained: TrainedAdapter) -> float:

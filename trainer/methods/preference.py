@@ -123,7 +123,7 @@ def _trainer(
             meter.tokens = tokens
             self._metrics["eval"].clear()
             loss, *self.dev_rewards = (sum(part) / len(ordered) for part in zip(*parts, strict=True))
-            return loss
+            return float(loss)
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             """As it is: trl would render and tokenise in its own way."""
