@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advisor.cli import adapters, export, init
+from advisor.cli import adapters, continual, export, init
 from evals.errors import AdvisorError, Interrupted, UsageError
 
 DESCRIPTION = """Prompt, retrieve or fine-tune? Measures all three on your task, says what to do and how sure it is,
@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     )
     verb("run", "the whole journey: measure, recommend, train where it pays, measure again, gate", "TASK", planned)
     verb("demo", "the whole journey on the shipped example `triage`", None, planned)
-    verb("evaluate", "open the locked test and measure forgetting for what a run recommends or has trained", "RUN")
+    continual.add_arguments(
+        verb("evaluate", "open the locked test and measure forgetting for what a run recommends or has trained", "RUN")
+    )
     verb("gate", "print a run's verdict; the exit code is for CI", "RUN")
     verb("report", "print a run's report", "RUN")
     export.add_arguments(verb("export", "copy a run's trained weights with their card, or merge them into the base", "RUN"))
@@ -140,7 +142,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         "train": lambda one: _remedy(one) if one.remedy else _go(one, "training", train=True),
         "run": lambda one: _go(one, "verdict"),
         "demo": lambda one: _go(one, "verdict", name="triage"),
-        "evaluate": _evaluate,
+        "evaluate": lambda one: continual.run(one) if continual.asked(one) else _evaluate(one),
         "gate": _gate,
         "report": _report,
         "export": export.run,

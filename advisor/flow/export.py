@@ -100,10 +100,15 @@ def export(
 
 def trained_weights(run: Path) -> Path:
     """The folder with a run's trained weights, the repaired ones where repair has chosen any. Raises AdvisorError where it has none."""
+    return weights_of(run, as_trained(run))
+
+
+def as_trained(run: Path) -> Path:
+    """The folder with what a run's training has left, repaired or not. Raises AdvisorError where it has not trained."""
     training = run / "training"
     for folder in (training / "adapter", training / "model"):
         if (training / "training.json").is_file() and any(folder.glob("*.safetensors")):
-            return weights_of(run, folder)
+            return folder
     raise AdvisorError(
         "this run has no trained weights", where=str(run), do="train first: `advisor train TASK`, or `advisor run TASK`."
     )

@@ -127,19 +127,25 @@ class Bench:
 
     @contextmanager
     def weights(self, arm: Arm) -> Iterator[Path]:
-        """The folder of an arm's weights. Whole models are made again when they are asked again: several would fill a disk."""
-        if arm.is_source:
-            yield arm.sources[0].folder
-            return
-        folder = self.folder / ".arms" / f"{arm.name}-{_key(arm)[:8]}"
-        if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            write_arm(arm, self.session.weights.handle.folder, folder)
-        try:
+        with weights_as_folder(arm, self.folder / ".arms", self.session.weights.handle.folder) as folder:
             yield folder
-        finally:
-            if arm.sources[0].whole:
-                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def weights_as_folder(arm: Arm, home: Path, base: Path) -> Iterator[Path]:
+    """The folder of an arm's weights, made in `home`. Whole models are made again when they are asked again: several would fill a disk."""
+    if arm.is_source:
+        yield arm.sources[0].folder
+        return
+    folder = home / f"{arm.name}-{_key(arm)[:8]}"
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_arm(arm, base, folder)
+    try:
+        yield folder
+    finally:
+        if arm.sources[0].whole:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(arm: Arm) -> str:

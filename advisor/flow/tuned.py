@@ -195,11 +195,19 @@ def _replay(task: Task, session: Session, recipe: Recipe, rows: int, folder: Pat
 
 def asked_as_trained(task: Task, session: Session, recipe: Recipe, adapter: Path, name: str, folder: Path) -> Candidate:
     """The candidate of a training's weights: of RAFT the pipeline that it was rendered with (`folder` is the run's), else a prompt."""
+    return asked_by(task, session, recipe, session.weights.with_adapter(adapter, name), name, folder)
+
+
+def asked_by(task: Task, session: Session, recipe: Recipe, engine: HfEngine, name: str, folder: Path) -> Candidate:
+    """As `asked_as_trained`, of weights that are open already, the base's own among them."""
     if recipe.method == "raft":
-        return under(raft_pipeline(task, session, recipe, folder), session.weights.with_adapter(adapter, name), name)
-    return tuned_candidate(task, session, adapter, name, prompt_format(task, recipe))
+        return under(raft_pipeline(task, session, recipe, folder), engine, name)
+    return _prompt(task, engine, name, prompt_format(task, recipe))
 
 
 def tuned_candidate(task: Task, session: Session, adapter: Path, name: str, fmt: PromptFormat) -> Prompt:
-    engine = session.weights.with_adapter(adapter, name)
+    return _prompt(task, session.weights.with_adapter(adapter, name), name, fmt)
+
+
+def _prompt(task: Task, engine: HfEngine, name: str, fmt: PromptFormat) -> Prompt:
     return Prompt(name, engine, fmt, answer_format(task, engine), kind="tuned")
