@@ -58,25 +58,31 @@ def _print(record: Course | Chain) -> None:
     from advisor.report import continual as told
 
     console = Console(highlight=False)
+    left_out: tuple[str, ...]
     if isinstance(record, Course):
-        _table(record.task, told.course_head(record), told.course_rows(record))
+        left_out = ("general", "broken alone", "KL, the task's prompts")
+        _table(record.task, told.course_head(record), told.course_rows(record), left_out)
         console.print(clean(told.curves(record)), markup=False, soft_wrap=True)
     else:
-        _table(f"dev score after each training. {told.OWN}", told.chain_head(record), told.chain_rows(record))
-        _table("changes on dev, points", told.TRANSFER_HEAD, told.transfer_rows(record))
+        left_out = ("began with", "general", "broken alone", "KL, general text")
+        head, rows = told.chain_head(record), told.chain_rows(record, intervals=False)
+        _table(f"dev score after each training. {told.OWN}", head, rows, left_out)
+        _table("changes on dev, points", told.TRANSFER_HEAD, told.transfer_rows(record), ("from",))
     for sentence in record.sentences():
         console.print(f"  - {escape(clean(sentence))}", soft_wrap=True)
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], left_out: Sequence[str]) -> None:
+    """What is left out for the screen's width is in the report."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=escape(clean(title)), title_justify="left")
-    for at, name in enumerate(head):
+    shown = [at for at, name in enumerate(head) if name not in left_out]
+    for at in shown:
         # A name that is cut short is no name: the rest goes on the next line.
-        table.add_column(escape(clean(name)), justify="left" if at == 0 else "right", overflow="fold")
+        table.add_column(escape(clean(head[at])), justify="left" if at == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(clean(one)) for one in row))
+        table.add_row(*(escape(clean(row[at])) for at in shown))
     Console(highlight=False).print(table)

@@ -26,6 +26,7 @@ from advisor.flow.run import EXAMPLES, Run, find_run, open_run, reuse, task_of
 from advisor.flow.session import Session
 from advisor.flow.tuned import asked_by, prompt_format, recipe_for
 from advisor.report.continual import continual_report
+from advisor.report.quoted import plain
 from evals.engines.adapter_card import CARD, check_base
 from evals.engines.hf import HfEngine
 from evals.engines.models import weights_fingerprint
@@ -380,7 +381,7 @@ def _is_made_of(model: Path, one: Weights) -> bool:
 def _label(folder: Path, earlier: Sequence[Weights]) -> str:
     """The run's id, or the folder's name, never this machine's path."""
     home = folder.resolve()
-    name = home.parent.parent.name if home.parent.name in ("training", "repair") and not _is_run(home) else home.name
+    name = plain(home.parent.parent.name if home.parent.name in ("training", "repair") and not _is_run(home) else home.name)
     taken = sum(1 for one in earlier if one.name == name or one.name.startswith(f"{name} ("))
     return f"{name} ({taken + 1})" if taken else name
 

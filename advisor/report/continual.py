@@ -146,19 +146,23 @@ def chain_head(chain: Chain) -> list[str]:
     ]
 
 
-def chain_rows(chain: Chain) -> list[list[str]]:
+def chain_rows(chain: Chain, *, intervals: bool = True) -> list[list[str]]:
     """The matrix with the general suite beside it, of plain texts; `OWN` says what a star is."""
+
+    def told(cell: Cell) -> str:
+        return f"{cell.mean:.3f} ({cell.low:.2f} to {cell.high:.2f})" if intervals else f"{cell.mean:.3f}"
+
     head = _moved_head(chain.divergences)
     base, *rest = chain.scores.matrix
-    rows = [[BASE, "", *map(_cell, base), f"{chain.general_base:.3f}", "", "", "", *_moved((), head)]]
+    rows = [[BASE, "", *map(told, base), f"{chain.general_base:.3f}", "", "", "", *_moved((), head)]]
     for one, cells, general, moved in zip(chain.trainings, rest, chain.general, chain.divergences, strict=True):
-        told = [_cell(cell) + (" *" if task == one.task else "") for task, cell in zip(chain.tasks, cells, strict=True)]
-        rows.append([plain(one.name), plain(one.began) or BASE, *told, *_general(general), *_moved(moved, head)])
+        scores = [told(cell) + (" *" if task == one.task else "") for task, cell in zip(chain.tasks, cells, strict=True)]
+        rows.append([plain(one.name), plain(one.began) or BASE, *scores, *_general(general), *_moved(moved, head)])
     return rows
 
 
 OWN = "A star stands at a task's own training."
-TRANSFER_HEAD = ["task", "learnt", "backward transfer", "forward transfer", "forgotten, from", "points"]
+TRANSFER_HEAD = ["task", "learnt", "backward transfer", "forward transfer", "forgotten", "from"]
 
 
 def transfer_rows(chain: Chain) -> list[list[str]]:
@@ -169,7 +173,7 @@ def transfer_rows(chain: Chain) -> list[list[str]]:
     for task in chain.tasks:
         lost = forgotten.get(task)
         told = [_gain(some[task]) if task in some else "" for some in (learnt, backward, forward)]
-        rows.append([plain(task), *told, plain(lost.a) if lost else "", _gain(lost) if lost else ""])
+        rows.append([plain(task), *told, _gain(lost) if lost else "", plain(lost.a) if lost else ""])
     return rows
 
 
@@ -192,10 +196,6 @@ def _listed(sentences: Sequence[str]) -> str:
 
 def _escaped_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return table([escaped(one) for one in head], [[escaped(one) for one in row] for row in rows])
-
-
-def _cell(cell: Cell) -> str:
-    return f"{cell.mean:.3f} ({cell.low:.2f} to {cell.high:.2f})"
 
 
 def _gain(one: Comparison) -> str:
