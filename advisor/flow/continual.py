@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from advisor.decision.continual import BASE, Chain, Course, Training, elsewhere, points, transfers
 from advisor.flow.advice import groups_of
@@ -27,7 +27,7 @@ from advisor.flow.session import Session
 from advisor.flow.tuned import asked_by, prompt_format, recipe_for
 from advisor.report.continual import continual_report
 from advisor.report.quoted import plain
-from evals.engines.adapter_card import CARD, check_base
+from evals.engines.adapter_card import CARD
 from evals.engines.hf import HfEngine
 from evals.engines.models import weights_fingerprint
 from evals.errors import AdvisorError, UsageError, did_you_mean
@@ -259,20 +259,26 @@ class _Stage:
     def done(self) -> Done:
         def make() -> tuple[Done, str, bool]:
             key = self.input_hash
-            if kept := reuse(self.path, key):
-                shape: Any = Course if kept["kind"] != "chain" else Chain
-                record: Record = TypeAdapter(shape).validate_python(kept["found"])
-                reused = True
-            else:
-                record, reused = self._measured(), False
-                write_json(
-                    self.path, {"input_hash": key, "kind": self.kind, "run": self.run.id, "found": _with_answers(record)}
-                )
+            kept = self._kept(key)
+            record = self._measured() if kept is None else kept
+            if kept is None:
+                body = {"input_hash": key, "kind": self.kind, "run": self.run.id, "found": _with_answers(record)}
+                write_json(self.path, body)
             found = Done(self.path, record)
             write_text(found.report, continual_report(record))
-            return found, record.sentences()[0], reused
+            return found, record.sentences()[0], kept is not None
 
         return self.run.stage("continual", self.title, make)
+
+    def _kept(self, input_hash: str) -> Record | None:
+        """The record of the same inputs; what is damaged is as good as absent."""
+        shape: Any = Chain if self.kind == "chain" else Course
+        try:
+            kept = reuse(self.path, input_hash)
+            record: Record | None = TypeAdapter(shape).validate_python(kept["found"]) if kept else None
+        except (KeyError, ValidationError):
+            return None
+        return record
 
     def _measured(self) -> Record:
         say = self.run.on_event
@@ -307,7 +313,11 @@ class _Stage:
         folder, label = (self.run.path("general"), "tuned") if own else (self.home / "general", one.kept_as)
         with one.engine(self.home / ".arms") as engine:
             general, _ = measure(engine, self.suite, folder, label, self.run.on_event)
-            return Answers(self._dev(engine, one.name, one.kept_as), general, self._divergences(engine, one.name))
+            found = Answers(self._dev(engine, one.name, one.kept_as), general, self._divergences(engine, one.name))
+        if one.session is not self.root:
+            # A base of its own: no two of them need be in memory beside the first.
+            one.session.close()
+        return found
 
     def _dev(self, engine: HfEngine, name: str, kept_as: str) -> tuple[Scores, ...]:
         found = []
@@ -356,16 +366,13 @@ class _Stage:
             began = next((one for one in earlier if _is_made_of(model, one)), None)
             if began is not None and weights_fingerprint(model) == card.base.fingerprint:
                 return Weights(_label(folder, earlier), home, card, session, began=began.name)
-        try:
-            check_base(home, card.base.name, card.base.fingerprint, base.fingerprint)
-        except AdvisorError as error:
-            raise AdvisorError(
-                f"{error.what}; nor is that base the result of a run named before it",
-                where=error.where,
-                do=f"name weights of {model_name(base.folder)} ({base.fingerprint[:12]}); a run that began with another run's result (a "
-                "whole model, or `advisor export --merge`) comes after that run.",
-            ) from error
-        raise AssertionError("two fingerprints differ and do not")
+        raise AdvisorError(
+            f"these weights are of another base: of {card.base.name} ({card.base.fingerprint[:12]}), and here it is "
+            f"{model_name(base.folder)} ({base.fingerprint[:12]}), or the result of a run named before them",
+            where=str(home),
+            do="name weights of this base; a run that began with another run's result (a whole model, or `advisor export --merge`) comes "
+            "after that run.",
+        )
 
 
 def _is_made_of(model: Path, one: Weights) -> bool:
@@ -430,13 +437,13 @@ class _Models(_Stage):
 
     @cached_property
     def weights(self) -> tuple[Weights, ...]:
-        """The run's own come first, where it has trained any."""
+        """The run's own come first, where it has trained any and they are not named."""
         found: list[Weights] = []
         own = [self.run.folder] if (self.run.folder / "training" / "training.json").is_file() else []
+        own = [one for one in own if _real(trained_weights(one)) not in map(_real, self.others)]
         for folder in (*own, *self.others):
             found.append(self.weights_at(folder, found))
-        named = {one.key for one in found[len(own) :]}
-        return tuple(one for at, one in enumerate(found) if at >= len(own) or one.key not in named)
+        return tuple(found)
 
     def record(self, base: Answers, rows: Sequence[Answers]) -> Course:
         return _course(self, base, rows, [one.card.steps for one in self.weights])

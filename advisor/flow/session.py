@@ -33,6 +33,10 @@ class Session:
         named = self.task.spec.optimise.proposer
         return self.engine if named is None else self.engine_of(named)
 
+    def close(self) -> None:
+        """Let go of the engine with its weights; where it is asked for again, it is opened anew."""
+        self.__dict__.pop("engine", None)
+
     def engine_of(self, model: ModelSpec) -> HfEngine | EndpointEngine:
         """The engine of a `model:`; the task's own is opened once, also where it judges."""
         if model == self.task.spec.model and "engine" in self.__dict__:

@@ -213,6 +213,13 @@ def test_named_weights_are_asked_on_the_first_runs_task_in_the_order_given(
     turned = continual([run.name, str(zero), str(later)], runs, ignore).record
     assert isinstance(turned, Course)
     assert {one.name: one.dev for one in turned.points} == {one.name: one.dev for one in course.points}
+    # A record that is damaged is made again, of what is kept.
+    first.path.write_text(first.path.read_text().replace('"points"', '"pints"'))
+    assert continual([run.name, str(later), str(zero)], runs, ignore) == first
+    # Its own weights named in another place stand there, and once.
+    named = continual([run.name, str(zero), str(run / "training/adapter")], runs, ignore).record
+    assert isinstance(named, Course)
+    assert [one.name for one in named.points] == ["base", "zero", run.name]
 
 
 def test_of_a_run_that_has_trained_nothing_the_task_and_the_base_are_meant(
@@ -306,7 +313,7 @@ def test_a_chain_of_tasks_gives_the_matrix_and_what_it_means(
     # Without the run that it began with, the second is of another base.
     assert main(["evaluate", names[2], names[1], "--runs-dir", str(runs)]) == 1
     told = capsys.readouterr().err
-    assert "of another base" in told
+    assert "of another base: of merged" in told
     assert "comes after that run" in told
 
 
@@ -358,7 +365,7 @@ def test_what_cannot_be_measured_says_why_and_what_to_do(
     other = refused(run.name, str(foreign))
     assert "of another base" in other
     assert str(foreign) in other
-    assert "tiny" in other.partition("What to do")[2]
+    assert "and here it is tiny (" in other
     assert "no card" in refused(run.name, str(cardless))
     assert "named twice" in refused(run.name, run.name, code=2)
     assert "of one RUN" in refused(run.name, bare.name, "--checkpoints", code=2)
