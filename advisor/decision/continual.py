@@ -79,7 +79,8 @@ class Course:
     points: tuple[Point, ...]
 
     def sentences(self) -> tuple[str, ...]:
-        return (*_of_dev(self), *_of_general(self))
+        rows = [(one.name, one.general) for one in self.points if one.general]
+        return (*_of_dev(self), *_of_general(rows, self.margin))
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Chain:
     shared: tuple[str, ...] = ()
 
     def sentences(self) -> tuple[str, ...]:
-        return (*_of_transfer(self.scores), *_of_rows(self), *self.shared)
+        rows = [(one.name, lost) for one, lost in zip(self.trainings, self.general, strict=True)]
+        return (*_of_transfer(self.scores), *_of_general(rows, self.margin), *_of_rows(self), *self.shared)
 
 
 def elsewhere(
@@ -263,20 +265,18 @@ def _of_dev(course: Course) -> list[str]:
     return [f"{lead} The largest of several is measured too well."] if len(rest) > 1 else [lead]
 
 
-def _of_general(course: Course) -> list[str]:
-    rest = [one for one in course.points if one.general is not None]
-    named = {
-        answer: [one.name for one in rest if one.general and one.general.answer == answer]
-        for answer in ("holds", "broken", "undecided")
-    }
-    margin = f"{100 * course.margin:g} points"
+def _of_general(rows: Sequence[tuple[str, Elsewhere]], margin: float) -> list[str]:
+    named = {answer: [name for name, one in rows if one.answer == answer] for answer in ("holds", "broken", "undecided")}
+    points_lost = f"{100 * margin:g} points"
     found = []
     if named["broken"]:
-        found.append(f"General loss shown to be beyond {margin}: {', '.join(named['broken'])}; first at {named['broken'][0]}.")
+        found.append(
+            f"General loss shown to be beyond {points_lost}: {', '.join(named['broken'])}; first at {named['broken'][0]}."
+        )
     if named["holds"]:
-        found.append(f"General loss shown to be within {margin}: {', '.join(named['holds'])}.")
+        found.append(f"General loss shown to be within {points_lost}: {', '.join(named['holds'])}.")
     if named["undecided"]:
-        more = [one.general.change.more_items for one in rest if one.general and one.general.answer == "undecided"]
+        more = [one.change.more_items for _, one in rows if one.answer == "undecided"]
         most = max((one for one in more if one), default=0)
         settle = f" About {most} more items would settle all of them." if most and all(more) else ""
         found.append(f"Not settled, which is not the same as no loss: {', '.join(named['undecided'])}.{settle}")
@@ -285,13 +285,15 @@ def _of_general(course: Course) -> list[str]:
 
 def _of_transfer(chain: Transfers) -> list[str]:
     found = []
+    # Of two trainings only one is before the last: nothing is chosen.
+    chosen = "; the best is chosen by its size, which flatters it" if len(chain.matrix) > 3 else ""
     for name, one, what in (
         ("Backward transfer", chain.backward_transfer, "below 0 what later trainings cost earlier tasks"),
         ("Forward transfer", chain.forward_transfer, "above 0 what earlier trainings gave to tasks not yet trained"),
         (
             "Forgetting",
             chain.forgetting,
-            "from the best of the earlier rows to the last; chosen by its size, so too large by chance",
+            f"from the best of the earlier rows to the last{chosen}",
         ),
     ):
         if one is not None:

@@ -12,7 +12,7 @@ from evals.general.divergence import Divergence
 from trainer.card import escaped
 
 # Columns of each panel of the drawing, and of the names before it.
-WIDTH, NAMES = 41, 24
+WIDTH, NAMES = 28, 18
 TITLES = {"checkpoints": "over the steps of one training", "models": "over models in their order"}
 SEEN = (
     "All of it is dev and the general suite; the locked test was not opened, since looking at every row there would choose by it. "
@@ -48,7 +48,7 @@ def course_head(course: Course) -> list[str]:
         f"{course.metric} on dev",
         "gain over base",
         "general",
-        "change",
+        "general change",
         "within the margin",
         "broken alone",
     ]
@@ -82,9 +82,10 @@ def curves(course: Course) -> str:
     ]
     left, right = _panel(gains, {0.0: ":"}), _panel(lost, {0.0: ":", -course.margin: "!"})
     names = [_short(one.name) for one in course.points]
-    lines = [f"{'':{NAMES}}  {'gain on dev, points':<{WIDTH}}   change of the general score, points"]
+    lines = [f"{'':{NAMES}}  {'gain on dev, points':<{WIDTH}}   general change, points"]
     lines += [f"{name:<{NAMES}} |{a}| |{b}|" for name, a, b in zip(names, left[0], right[0], strict=True)]
     lines.append(f"{'':{NAMES}}  {left[1]}   {right[1]}")
+    lines.append("o estimate, - its interval, : the base, ! minus the margin")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -139,7 +140,7 @@ def chain_head(chain: Chain) -> list[str]:
         "began with",
         *named,
         "general",
-        "change",
+        "general change",
         "within the margin",
         "broken alone",
         *_moved_head(chain.divergences),
