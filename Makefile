@@ -11,7 +11,7 @@ help:
 	@echo "make test    install what tests need, and pass them"
 	@echo "make check   ruff, mypy, import contracts"
 	@echo "make bench-NAME [FAST=1]   a benchmark: generate, loglikelihood, cache, endpoint, intake, prompts, rag,"
-	@echo "                         statistics, advisor, training, estimates"
+	@echo "                         statistics, advisor, training, estimates, forgetting, forgetting_parts, suites"
 	@echo "make fmt     format the code"
 	@echo "make clean   remove the environment and the caches"
 
