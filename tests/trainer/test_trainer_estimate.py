@@ -168,7 +168,7 @@ def test_every_setting_has_its_reason() -> None:
     told = reasons(recipe, stated)
     assert {name for name, why in told.items() if why == YOURS} == {"method", "lora_r", "load_in_4bit", "use_peft"}
     # What the method does not read is not shown.
-    assert not {"beta", "gold_share", "eval_steps"} & set(told)
+    assert not {"beta", "gold_share", "metric_for_best_model"} & set(told)
     assert "beta" in reasons(replace(recipe, method="dpo"), {})
     assert "lora_r" not in reasons(replace(recipe, use_peft=False), {})
 
