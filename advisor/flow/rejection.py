@@ -77,13 +77,15 @@ def _drawn(
 
 
 def _round(session: Session, candidate: Prompt, rows: Sequence[Example], doing: str) -> dict[str, Drawn]:
-    """One answer to each row, as it is read for scoring; requests that the engine skipped are not among them."""
+    """One answer to each row, as it is read for scoring. Those that the engine skipped are not among them, nor those whose
+    end was cut at the limit: to learn them with an end behind would teach to break off."""
     ticker = Ticker(session.on_event, doing, len(rows), "rows")
     said: dict[str, str] = {}
     for one in session.engine.generate(candidate.requests(rows)):
         ticker.advance()
-        if not one.skipped:
-            said[one.id] = candidate.parse(one.text)
+        answer = "" if one.skipped else candidate.parse(one.text)
+        if not one.skipped and not (one.truncated and one.text.rstrip().endswith(answer.rstrip())):
+            said[one.id] = answer
     answered = [(row, said[row.id]) for row in rows if row.id in said]
     scores = session.metrics[0](answered) if answered else []
     return {row.id: Drawn(answer, float(score)) for (row, answer), score in zip(answered, scores, strict=True)}
@@ -99,6 +101,6 @@ def _say(task: Task, session: Session, recipe: Recipe, rows: int, answered: int,
         )
     text = (
         f"rejection sampling: {learnt} different right answers of the model's own to {answered} of {rows} training rows, each asked "
-        f"{draws}; {rows - answered} rows that it never answered right are left out"
+        f"{draws}; {rows - answered} rows that it never answered right, and to an end, are left out"
     )
     session.on_event(Note(text, "warning" if answered < FEW * rows else "info"))

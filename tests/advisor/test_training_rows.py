@@ -275,7 +275,26 @@ def test_only_right_answers_are_learnt_each_once(open_task: Open, tmp_path: Path
     assert notes(heard)[-1].startswith(
         f"rejection sampling: {len(made)} different right answers of the model's own to {len(origins)} of 20"
     )
-    assert f"{left} rows that it never answered right are left out" in notes(heard)[-1]
+    assert f"{left} rows that it never answered right, and to an end, are left out" in notes(heard)[-1]
+
+
+def test_answers_that_were_cut_are_not_learnt_as_if_they_ended_there(
+    open_task: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that ended before the cut are: what the model wrote on after a line that is the answer is not read."""
+    task, session = open_task()
+    pupil = with_pupil(session)
+    whole = rejection_rows(task, session, SAMPLING, task.train, FORMAT, tmp_path / "whole")
+    say = pupil.generate
+
+    def cut(requests: Sequence[Request], end: str) -> Iterator[Response]:
+        return (replace(one, text=one.text.partition("\n")[0] + end, truncated=True) for one in say(requests))
+
+    monkeypatch.setattr(pupil, "generate", lambda requests: cut(requests, "\nand so"))
+    assert rejection_rows(task, session, SAMPLING, task.train, FORMAT, tmp_path / "later") == whole
+    monkeypatch.setattr(pupil, "generate", lambda requests: cut(requests, ""))
+    with pytest.raises(AdvisorError, match="nothing to learn"):
+        rejection_rows(task, session, SAMPLING, task.train, FORMAT, tmp_path / "cut")
 
 
 def test_graded_answers_are_right_from_a_mark_on() -> None:

@@ -208,7 +208,7 @@ def test_prompts_read_once_and_logits_at_labels_alone_give_the_numbers_of_trl(
     assert gradients.keys() == our_gradients.keys()
     assert head.weight.grad is None
     for name, gradient in gradients.items():
-        assert our_gradients[name] == pytest.approx(gradient, rel=1e-4, abs=1e-5), name
+        assert our_gradients[name] == pytest.approx(gradient, rel=1e-4, abs=3e-5), name
 
 
 def test_the_robust_loss_is_not_the_sigmoid_loss(trainer_of: Callable[..., Any]) -> None:
