@@ -147,7 +147,7 @@ class Chain:
 
     def sentences(self) -> tuple[str, ...]:
         rows = [(one.name, lost) for one, lost in zip(self.trainings, self.general, strict=True)]
-        return (*_of_transfer(self.scores), *_of_general(rows, self.margin), *_of_rows(self), *self.shared)
+        return (*_of_transfer(self), *_of_general(rows, self.margin), *_of_rows(self), *self.shared)
 
 
 def elsewhere(
@@ -283,33 +283,52 @@ def _of_general(rows: Sequence[tuple[str, Elsewhere]], margin: float) -> list[st
     return found
 
 
-def _of_transfer(chain: Transfers) -> list[str]:
-    found = []
+def _of_transfer(chain: Chain) -> list[str]:
+    """A later training is named as the cause only where it began with the weights that it is held against."""
+    scores, found = chain.scores, []
+    inherited = _inherited(chain)
+    cost = (
+        "what later trainings cost earlier tasks" if inherited >= dict(scores.backward).keys() else "what the last weights lack"
+    )
     # Of two trainings only one is before the last: nothing is chosen.
-    chosen = "; the best is chosen by its size, which flatters it" if len(chain.matrix) > 3 else ""
+    chosen = "; the best is chosen by its size, which flatters it" if len(scores.matrix) > 3 else ""
     for name, one, what in (
-        ("Backward transfer", chain.backward_transfer, "below 0 what later trainings cost earlier tasks"),
-        ("Forward transfer", chain.forward_transfer, "above 0 what earlier trainings gave to tasks not yet trained"),
-        (
-            "Forgetting",
-            chain.forgetting,
-            f"from the best of the earlier rows to the last{chosen}",
-        ),
+        ("Backward transfer", scores.backward_transfer, f"below 0 {cost}"),
+        ("Forward transfer", scores.forward_transfer, "above 0 what earlier trainings gave to tasks not yet trained"),
+        ("Forgetting", scores.forgetting, f"from the best of the earlier rows to the last{chosen}"),
     ):
         if one is not None:
             over = f"mean of {one.tasks} task{'s' if one.tasks > 1 else ''}"
             found.append(
                 f"{name}: {signed(one.estimate)} points (95% interval {signed(one.low)} to {signed(one.high)}, {over}): {what}."
             )
-    for task, each in chain.backward:
-        if each.p_adjusted < ALPHA and (each.high < 0 or each.low > 0):
-            verb = "lost" if each.high < 0 else "won"
-            found.append(f"{task} has {verb} by later trainings: {span_of(each.difference, each.low, each.high, each.n)}.")
+    for task, each in scores.backward:
+        told = span_of(each.difference, each.low, each.high, each.n)
+        sure = each.p_adjusted < ALPHA and (each.high < 0 or each.low > 0)
+        if not sure:
+            found.append(
+                f"{task}: inconclusive whether it is answered otherwise at the end than after its own training, {told}."
+            )
+        elif task in inherited:
+            found.append(f"{task} has {'lost' if each.high < 0 else 'won'} by later trainings: {told}.")
         else:
             found.append(
-                f"{task}: inconclusive whether later trainings changed it, {span_of(each.difference, each.low, each.high, each.n)}."
+                f"{task} is answered {'worse' if each.high < 0 else 'better'} by the last weights, which did not begin with those of its own "
+                f"training: {told}."
             )
     return found
+
+
+def _inherited(chain: Chain) -> frozenset[str]:
+    """The tasks whose own (last) training the last row began with, at once or through others."""
+    by_name = {one.name: one for one in chain.trainings}
+    own = {one.task: one.name for one in chain.trainings}
+    came: set[str] = set()
+    name = chain.trainings[-1].name
+    while name:
+        came.add(name)
+        name = by_name[name].began
+    return frozenset(task for task, row in own.items() if row in came)
 
 
 def _of_rows(chain: Chain) -> list[str]:

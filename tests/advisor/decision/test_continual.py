@@ -168,8 +168,14 @@ def chain(*, began: str = "one", p: float = 0.001, difference: float = -0.4) -> 
 def test_a_chain_says_what_was_lost_and_never_that_nothing_was() -> None:
     assert "a has lost by later trainings: -40.0 points" in " ".join(chain().sentences())
     told = " ".join(chain(p=0.2).sentences())
-    assert "a: inconclusive whether later trainings changed it" in told
+    assert "a: inconclusive whether it is answered otherwise at the end" in told
     assert "has lost" not in told
+    # No training that began elsewhere is called the cause.
+    replaced = " ".join(chain(began="").sentences())
+    assert "a is answered worse by the last weights, which did not begin with those of its own training: -40.0" in replaced
+    assert "has lost" not in replaced
+    assert "later trainings cost" not in replaced
+    assert "later trainings cost" in " ".join(chain().sentences())
     assert "not from the row before: two" in " ".join(chain(began="").sentences())
     assert "not from the row before" not in " ".join(chain().sentences())
 
