@@ -313,8 +313,8 @@ def _of_transfer(chain: Chain) -> list[str]:
             found.append(f"{task} has {'lost' if each.high < 0 else 'won'} by later trainings: {told}.")
         else:
             found.append(
-                f"{task} is answered {'worse' if each.high < 0 else 'better'} by the last weights, which did not begin with those of its own "
-                f"training: {told}."
+                f"{task} is answered {'worse' if each.high < 0 else 'better'} by the last weights, which did not begin with those of its "
+                f"own training: {told}."
             )
     return found
 
