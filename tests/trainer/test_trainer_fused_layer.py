@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     assert found.keys() == wanted.keys()
     assert len(found) == 2 * 7 * 2
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=5e-6)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
