@@ -240,7 +240,7 @@ def main() -> None:
     weights = {named(one): measurements[one.task].trained(one) for one in chosen}
     if arguments.until == "train":
         return
-    quick, standard = suite_of("quick"), decisive(suite_of("standard"))
+    quick, standard = decisive(suite_of("quick")), decisive(suite_of("standard"))
     rows = []
     for one in chosen:
         mend = arguments.until in ("repair", "all")
@@ -253,7 +253,7 @@ def main() -> None:
 
 
 def decisive(suite: Suite) -> Suite:
-    """What is pooled: the truth needs no other items."""
+    """What is pooled: neither the verdict nor the truth asks the other items."""
     return replace(suite, tasks=tuple(one for one in suite.tasks if one.pooled))
 
 
