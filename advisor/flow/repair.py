@@ -7,9 +7,9 @@ chosen weights alone, so that the final claim stays one claim on items that chos
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Bench:
     the base's answers, and the prompts for KL. What is measured is kept in `folder`, by the weights that it was measured of.
 
     `candidate` asks a folder's weights as the tuned model is asked; `left_out` are general items that stand in the training rows.
+    `answered` are answers to the whole suite that are there already, by the arm that gave them.
     """
 
     task: Task
@@ -75,6 +76,7 @@ class Bench:
     candidate: Callable[[Path, str], Candidate]
     left_out: frozenset[str]
     margin: float
+    answered: Mapping[str, GeneralScores] = field(default_factory=dict)
 
     @property
     def on_event(self) -> OnEvent:
@@ -106,7 +108,9 @@ class Bench:
             scores = evaluate(
                 self.task, self.candidate(folder, of.name), "dev", self.folder, self.on_event, self.session.metrics
             )
-            general, _ = measure(self._engine(folder), self.suite, self.folder / "general", of.name, self.on_event)
+            general = self.answered.get(of.name)
+            if general is None:
+                general, _ = measure(self._engine(folder), self.suite, self.folder / "general", of.name, self.on_event)
         gain = compare(scores, self.rival, groups_of(self.task, "dev"))
         found = replace(arm, gain=gain, forgetting=self.forgetting(general))
         self.on_event(Note(told(found)))
@@ -285,12 +289,13 @@ class _Stage:
             self.task,
             self.session,
             self.run.path("repair"),
-            half(self.suite, "a"),
+            half(self.suite.decisive, "a"),
             general.base,
             self.rival,
             self.candidate,
             left_out,
             margin,
+            {self.arms[0].name: general.tuned},
         )
         n = len([one for one in general.base.items if bench.counts(one)])
         chance = chance_of_passing(max(1, n), margin)

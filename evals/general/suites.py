@@ -6,7 +6,7 @@ A task is asked as `tasks/<name>.yaml` says; its items are `tasks/quick/<name>.j
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ class Suite:
     def pooled(self) -> tuple[str, ...]:
         """The names of the tasks whose items count in the verdict."""
         return tuple(one.name for one in self.tasks if one.pooled)
+
+    @property
+    def decisive(self) -> Suite:
+        """What the verdict rests on: the pooled tasks alone."""
+        return replace(self, tasks=tuple(one for one in self.tasks if one.pooled))
 
 
 def _dataset(rows: list[dict[str, Any]], **_: Any) -> Any:

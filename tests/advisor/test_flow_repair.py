@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import string
 import subprocess
 from collections.abc import Callable
@@ -143,7 +144,8 @@ def bench(
         def candidate(folder: Path, name: str) -> Any:
             return tuned.tuned_candidate(task, session, folder, name, PromptFormat("Name it.", "inline"))
 
-        return Bench(task, session, tmp_path / "repair", suite, whole, rival, candidate, frozenset(), more.pop("margin", 0.1))
+        margin = more.pop("margin", 0.1)
+        return Bench(task, session, tmp_path / "repair", suite, whole, rival, candidate, frozenset(), margin, **more)
 
     return make
 
@@ -186,6 +188,25 @@ def test_the_search_finds_the_largest_gain_within_the_margin(
     monkeypatch.setattr(HfEngine, "compared", lambda *_: pytest.fail("KL was measured again"))
     monkeypatch.setattr(ModelHandle, "forward", lambda *_: pytest.fail("the model was asked again"))
     assert search(bench(), arms_of(own, (), (own,))) == found
+
+
+def test_answers_that_are_there_are_not_asked_again(
+    bench: Callable[..., Bench],
+    make_job: Callable[..., TrainingJob],
+    planted_gain: Callable[..., list[str]],
+    right_by_construction: Suite,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planted_gain(scale_of)
+    own = source("tuned", random_adapter(make_job("a/training"), 1, 0.03))
+    arms = arms_of(own, (), (own,))
+    engine = bench().session.weights.with_adapter(own.folder, "tuned")
+    whole, _ = measure(engine, right_by_construction, tmp_path / "general", "tuned", ignore)
+    expected = search(bench(), arms, most=1)
+    shutil.rmtree(tmp_path / "repair")
+    monkeypatch.setattr(repair, "measure", lambda *_: pytest.fail("the trained weights were asked again"))
+    assert search(bench(answered={"tuned": whole}), arms, most=1) == expected
 
 
 def test_whole_models_are_made_when_they_are_asked_and_not_kept(

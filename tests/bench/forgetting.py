@@ -194,6 +194,7 @@ class Measurement:
             self.candidate,
             frozenset(),
             MARGIN,
+            {"tuned": after[quick.name]},
         )
         own = source("tuned", weights)
         arms = flow.arms_of(own, (), (own,))
@@ -240,7 +241,7 @@ def main() -> None:
     weights = {named(one): measurements[one.task].trained(one) for one in chosen}
     if arguments.until == "train":
         return
-    quick, standard = decisive(suite_of("quick")), decisive(suite_of("standard"))
+    quick, standard = suite_of("quick").decisive, suite_of("standard").decisive
     rows = []
     for one in chosen:
         mend = arguments.until in ("repair", "all")
@@ -250,11 +251,6 @@ def main() -> None:
     if arguments.until == "all":
         timed(bench, weights[named(chosen[-1])], limit=48 if arguments.fast else None)
     bench.finish()
-
-
-def decisive(suite: Suite) -> Suite:
-    """What is pooled: neither the verdict nor the truth asks the other items."""
-    return replace(suite, tasks=tuple(one for one in suite.tasks if one.pooled))
 
 
 def timed(bench: Bench, adapter: Path, limit: int | None) -> None:
