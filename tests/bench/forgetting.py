@@ -79,30 +79,30 @@ TASKS: dict[str, Callable[[Path], None]] = {
     "restaurant8k": restaurant,
 }
 CASES = (
-    case("triage", "3e-4", 3e-4),
     case("triage", "1e-3", 1e-3),
     case("triage", "2e-3", 2e-3),
-    case("style", "2e-4", 2e-4),
+    case("triage", "4e-3", 4e-3),
+    case("triage", "8e-3", 8e-3),
     case("style", "1e-3", 1e-3),
     case("style", "3e-3", 3e-3),
-    case("style", "1e-3, 40 rows", 1e-3, rows=40),
-    case("style", "all weights 1e-4", 1e-4, use_peft=False),
-    case("notation", "3e-4", 3e-4),
+    case("style", "6e-3", 6e-3),
+    case("style", "6e-3, 40 rows", 6e-3, rows=40),
+    case("style", "all weights 5e-4", 5e-4, use_peft=False),
     case("notation", "1e-3", 1e-3),
     case("notation", "2e-3", 2e-3),
-    case("notation", "1e-3, replay 20%", 1e-3, replay_share=0.2),
-    case("banking12", "3e-4", 3e-4),
-    case("banking12", "1e-3", 1e-3),
+    case("notation", "4e-3", 4e-3),
     case("banking12", "2e-3", 2e-3),
-    case("banking12", "1e-3, rank 4", 1e-3, lora_r=4, lora_alpha=8),
-    case("restaurant8k", "5e-4", 5e-4),
+    case("banking12", "4e-3", 4e-3),
+    case("banking12", "8e-3, rank 4", 8e-3, lora_r=4, lora_alpha=8),
     case("restaurant8k", "2e-3", 2e-3),
-    case("capitals", "3e-4", 3e-4),
+    case("restaurant8k", "4e-3", 4e-3),
+    case("restaurant8k", "8e-3", 8e-3),
     case("capitals", "1e-3", 1e-3),
     case("capitals", "2e-3", 2e-3),
     case("capitals", "4e-3", 4e-3),
+    case("capitals", "8e-3", 8e-3),
 )
-FAST = ("style 2e-4", "style 3e-3")
+FAST = ("style 1e-3", "style 6e-3")
 
 
 def named(one: Case) -> str:

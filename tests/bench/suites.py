@@ -25,7 +25,7 @@ from evals.events import ignore
 from evals.general.fast import fast_lm
 from evals.general.lm_eval import GeneralItem, GeneralScores, _item, run_task
 from evals.general.suites import Suite, quick_suite, standard_suite
-from evals.statistics.margin import loss_found, non_inferiority
+from evals.statistics.margin import NonInferiority, loss_found, non_inferiority
 from evals.statistics.paired import wilson_interval
 
 HOME = ROOT / "build" / "bench" / "suites"
@@ -33,7 +33,8 @@ MARGIN, LOST, FOUND = 0.05, 0.08, 0.8
 # Above chance and at most: room to fall, and to rise.
 ROOM, CEILING = 0.10, 0.90
 DRAWS = 20
-STRENGTHS = (0.04, 0.05, 0.06, 0.07)
+# Weakest first, until one costs as much on what `standard` pools.
+STRENGTHS = (0.07, 0.08, 0.09, 0.10, 0.12)
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def asked(engine: HfEngine, suite: Suite, label: str) -> GeneralScores:
     return GeneralScores(label, suite.name, tuple(GeneralItem(**one) for one in rows))
 
 
-def change(base: GeneralScores, other: GeneralScores, suite: Suite) -> Any:
+def change(base: GeneralScores, other: GeneralScores, suite: Suite) -> NonInferiority:
     before = {(one.task, one.id): one.score for one in base.items if one.task in suite.pooled}
     both = [(one.score, before[one.task, one.id]) for one in other.items if one.task in suite.pooled]
     return non_inferiority([one for one, _ in both], [one for _, one in both], MARGIN)
@@ -91,24 +92,25 @@ def main() -> None:
         )
         outside = [one.name for one in suite.tasks if one.pooled and not one.chance + ROOM <= scores[one.name] <= CEILING]
         bench.goal(f"{name}: pooled tasks without room", 0, len(outside), not outside)
-    found = {}
-    for strength in STRENGTHS[1:2] if fast else STRENGTHS:
+    decisive = {name: suite.decisive for name, suite in suites.items()}
+    found: dict[float, NonInferiority] = {}
+    for strength in STRENGTHS[2:3] if fast else STRENGTHS:
         with noise(engine, strength, 0):
-            found[strength] = change(
-                base["standard"], asked(engine, suites["standard"], f"noise-{strength}"), suites["standard"]
-            )
+            after = asked(engine, decisive["standard"], f"noise-{strength}")
+        found[strength] = change(base["standard"], after, suites["standard"])
         bench.figure(f"noise of {strength}: points on standard", 100 * found[strength].estimate)
+        if found[strength].estimate <= -LOST:
+            break
     strength = min(found, key=lambda one: abs(found[one].estimate + LOST))
-    draws = [strength]
     hits, losses = 0, []
     for seed in range(1, (2 if fast else DRAWS) + 1):
         with noise(engine, strength, seed):
-            one = change(base["quick"], asked(engine, suites["quick"], f"noise-{strength}-{seed}"), suites["quick"])
+            one = change(base["quick"], asked(engine, decisive["quick"], f"noise-{strength}-{seed}"), suites["quick"])
         hits += one.answer == "broken"
         losses.append(-one.estimate)
         console.print(f"draw {seed}: {100 * one.estimate:+.1f} ({100 * one.low:+.1f}, {100 * one.high:+.1f}) {one.answer}")
     low, high = wilson_interval(hits, len(losses))
-    bench.figure("draws", {"strength": draws[0], "count": len(losses), "mean loss on quick": sum(losses) / len(losses)})
+    bench.figure("draws", {"strength": strength, "count": len(losses), "mean loss on quick": sum(losses) / len(losses)})
     bench.figure("draws found", {"share": hits / len(losses), "low": low, "high": high})
     bench.goal(
         f"noise that costs {100 * LOST:g} points is called broken", FOUND, hits / len(losses), hits >= FOUND * len(losses)
