@@ -23,7 +23,7 @@ from evals.engines.hf import HfEngine
 from evals.engines.models import DEMO_MODEL
 from evals.events import ignore
 from evals.general.fast import fast_lm
-from evals.general.lm_eval import GeneralItem, GeneralScores, _item, run_task
+from evals.general.lm_eval import GeneralItem, GeneralScores, _item, measure, run_task
 from evals.general.suites import Suite, quick_suite, standard_suite
 from evals.statistics.margin import NonInferiority, loss_found, non_inferiority
 from evals.statistics.paired import wilson_interval
@@ -56,7 +56,7 @@ def noise(engine: HfEngine, strength: float, seed: int) -> Iterator[None]:
 
 
 def asked(engine: HfEngine, suite: Suite, label: str) -> GeneralScores:
-    """All items of a suite, kept below build/ by label: `measure` would keep damaged weights' answers as the base's."""
+    """A suite's items of damaged weights, kept below build/ by label: `measure` would take them for the base's."""
     path = HOME / f"{suite.name}-{label}.json"
     if not path.is_file():
         items: list[GeneralItem] = []
@@ -82,7 +82,7 @@ def main() -> None:
     bench, console = Bench("suites", fast=fast), Console()
     engine = HfEngine(ModelHandle(DEMO_MODEL, "auto", ignore))
     suites = {one.name: one for one in (quick_suite(), standard_suite())}
-    base = {name: asked(engine, one, "base") for name, one in suites.items()}
+    base = {name: measure(engine, one, HOME / "general", "base", ignore)[0] for name, one in suites.items()}
     for name, suite in suites.items():
         scores = {task: sum(one.score for one in items) / len(items) for task, items in base[name].by_task().items()}
         bench.figure(f"{name}: the base's scores", scores)
