@@ -3,7 +3,7 @@
 All of it is one family, theta(s) = base + s (mean of the trained - base) with s in [0, 1]. Over all weights that is averaging with the
 base (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", 2109.01903; Lin et al. 2024, 2309.06256): the two are not
 measured twice. Of an adapter it is its product B A times s; the mean over trainings that differ in their seed is a model soup
-(Wortsman et al. 2022, 2203.05482).
+(Wortsman et al. 2022, 2203.05482). What a training changed can also be kept for the task's texts alone: `regmean.py`.
 """
 
 from __future__ import annotations
@@ -51,17 +51,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Arm:
-    """Weights to be tried: the mean of `sources`, of which a share `scale` is gone from the base. Named for people and for files."""
+    """Weights to be tried: the mean of `sources`, of which a share `scale` is gone from the base. Named for people and for files.
+
+    `general` is the weight of general texts in a RegMean of one source with the base (`regmean.py`); 0 where it is none.
+    """
 
     name: str
     kind: str
     sources: tuple[Source, ...]
     scale: float = 1.0
+    general: float = 0.0
 
     @property
     def is_source(self) -> bool:
         """Whether these weights lie on the disk as they are, with their card."""
-        return len(self.sources) == 1 and self.scale == 1 and not self.sources[0].step
+        return len(self.sources) == 1 and self.scale == 1 and not self.sources[0].step and not self.general
 
 
 def source(name: str, folder: Path) -> Source:
@@ -101,8 +105,8 @@ def write_arm(arm: Arm, base: Path, out: Path) -> Card:
 
     Raises AdvisorError where the sources are not of this base or do not fit each other, UsageError where adapters cannot be summed.
     """
-    if not math.isfinite(arm.scale) or len({one.card.kind for one in arm.sources}) != 1:
-        raise UsageError("weights of one kind and a scale that is a number are wanted", where=arm.name)
+    if not math.isfinite(arm.scale) or len({one.card.kind for one in arm.sources}) != 1 or arm.general:
+        raise UsageError("weights of one kind, a scale that is a number and no RegMean are wanted", where=arm.name)
     first = arm.sources[0]
     for one in arm.sources:
         check_base(one.folder, one.card.base.name, one.card.base.fingerprint, weights_fingerprint(base))
@@ -116,10 +120,10 @@ def write_arm(arm: Arm, base: Path, out: Path) -> Card:
         # A checkpoint of a whole model lies without its tokeniser.
         for home in (base, first.folder) if first.whole else (first.folder,):
             copy_tokenizer(home, folder)
-        return put_card(folder, _card(arm))
+        return put_card(folder, card_of(arm))
 
 
-def _card(arm: Arm) -> Card:
+def card_of(arm: Arm) -> Card:
     """The first source's, with what was made of it; losses and scores are measured, not taken over."""
     count, card = len(arm.sources), arm.sources[0].card
     told = f", the mean of {count} seeds" if count > 1 else f", step {arm.sources[0].step}" if arm.sources[0].step else ""

@@ -21,7 +21,8 @@ MOST = 6
 
 @dataclass(frozen=True)
 class Tried:
-    """An arm: the mean of some trainings, `scale` of the way from the base. `kl` is KL(base || arm) on general prompts, nats a token.
+    """An arm: the mean of some trainings, `scale` of the way from the base, or their RegMean with the base on general texts of the weight
+    `general` (0: none). `kl` is KL(base || arm) on general prompts, nats a token.
 
     `gain` is on dev, against the best unchanged weights; `forgetting` on the half of the suite. None where the arm was not measured.
     """
@@ -32,6 +33,7 @@ class Tried:
     kl: float
     gain: Comparison | None = None
     forgetting: NonInferiority | None = None
+    general: float = 0.0
 
     @property
     def measured(self) -> bool:
@@ -56,40 +58,58 @@ class Choice:
 def next_arm(arms: Sequence[Tried], most: int = MOST) -> str | None:
     """The arm to be measured next; None where more would not change the choice, or `most` are.
 
-    Loss falls with KL: from an arm that fails the search goes to where its loss would be small enough, from one that passes to its
-    neighbours on both sides, as long as it is the best.
+    Arms of one line (the scales of some weights, or their RegMeans with the base) lose less as their KL falls: from one that fails the
+    search goes to where the loss would be small enough, from the line's best that passes to its neighbours. RegMeans first: they keep
+    more of a gain than a scale does.
     """
     by_kl = sorted(arms, key=lambda one: (-one.kl, one.name))
-    known = [at for at, one in enumerate(by_kl) if one.measured]
+    known = [one for one in by_kl if one.measured]
     if len(known) >= min(most, len(by_kl)):
         return None
     if not known:
         return by_kl[0].name
-    best = _best(by_kl)
+    for line in _lines(arms):
+        if name := _next_of(line, known[0]):
+            return name
+    if _best(by_kl) is not None:
+        return None
+    # The weakest fail too: KL does not tell all, and to train again would cost more than to look at the others.
+    return next((one.name for one in reversed(by_kl) if not one.measured), None)
+
+
+def _lines(arms: Sequence[Tried]) -> list[list[Tried]]:
+    """Each line by falling KL, in the order in which their weights are named; of one's weights the RegMeans first."""
+    kinds = dict.fromkeys(one.kind for one in arms)
+    lines = [
+        [one for one in arms if one.kind == kind and bool(one.general) == solved] for kind in kinds for solved in (True, False)
+    ]
+    return [sorted(line, key=lambda one: (-one.kl, one.name)) for line in lines if line]
+
+
+def _next_of(line: Sequence[Tried], reference: Tried) -> str | None:
+    """`reference` is a measured arm of another line, to start from."""
+    best = _best(line)
     if best is None:
-        if max(known) < len(by_kl) - 1:
-            return by_kl[_expected_to_pass(by_kl, max(known))].name
-        # The weakest fails too: KL does not tell all, and to train again would cost more than to look at the others.
-        return next((one.name for one in reversed(by_kl) if not one.measured), None)
-    here = by_kl.index(best)
-    for at in (here - 1, here + 1):
-        if 0 <= at < len(by_kl) and not by_kl[at].measured:
-            return by_kl[at].name
-    return None
+        last = max((at for at, one in enumerate(line) if one.measured), default=-1)
+        if last == len(line) - 1:
+            return None
+        return line[_expected_to_pass(line, last, line[last] if last >= 0 else reference)].name
+    here = line.index(best)
+    return next((line[at].name for at in (here - 1, here + 1) if 0 <= at < len(line) and not line[at].measured), None)
 
 
-def _expected_to_pass(by_kl: Sequence[Tried], failed: int) -> int:
-    """The next weaker arm at least; the last one where none is expected to pass.
+def _expected_to_pass(line: Sequence[Tried], last: int, failed: Tried) -> int:
+    """The next weaker arm than the `last` at least; the weakest where none is expected to pass.
 
     A small change of the weights moves answers in proportion to it and KL by its square, so that the loss goes with the root of KL
     (Pinsker's inequality bounds it so). It has to be smaller than the margin by the width of its own interval.
     """
-    found, last = by_kl[failed].forgetting, len(by_kl) - 1
+    found = failed.forgetting
     allowed = found.margin - (found.estimate - found.low) if found else 0.0
     if found is None or found.estimate >= 0 or allowed <= 0:
-        return failed + 1
-    kl = by_kl[failed].kl * (allowed / -found.estimate) ** 2
-    return next((at for at, one in enumerate(by_kl) if at > failed and one.kl <= kl), last)
+        return last + 1
+    kl = failed.kl * (allowed / -found.estimate) ** 2
+    return next((at for at, one in enumerate(line) if at > last and one.kl <= kl), len(line) - 1)
 
 
 def _best(arms: Sequence[Tried]) -> Tried | None:

@@ -26,7 +26,7 @@ from advisor.flow.forgetting import measured_forgetting
 from advisor.flow.run import Run, reuse
 from advisor.flow.session import Session
 from advisor.flow.training_rows import foreseen_rows
-from advisor.flow.tuned import asked_as_trained, expected, recipe_for
+from advisor.flow.tuned import asked_as_trained, expected, prompt_format, recipe_for
 from baselines.rag.candidate import under
 from evals.candidate import Candidate
 from evals.engines.hf import HfEngine
@@ -46,8 +46,10 @@ from evals.task.load import Task
 from trainer.adapters import list_adapters
 from trainer.card import add_score, read_card
 from trainer.job import TrainedAdapter
+from trainer.regmean import regmean, texts_in_general, texts_of_task, write_regmean
 from trainer.remedies import remedies
 from trainer.repair import Arm, Source, differ_in_seed, early, line, source, write_arm
+from trainer.replay import Replay, base_replies, drawn, prompts
 
 RECORD = "repair.json"
 REMEDIES = "remedies"
@@ -55,7 +57,7 @@ REMEDIES = "remedies"
 LEAST_CHANCE = 0.5
 PROMPTS = 200
 # So many arms more are measured at most for each other training, mean or step.
-MORE = 3
+MORE = 4
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,42 @@ class Bench:
 
     @contextmanager
     def weights(self, arm: Arm) -> Iterator[Path]:
-        with weights_as_folder(arm, self.folder / ".arms", self.session.weights.handle.folder) as folder:
+        home = self.folder / ".arms"
+        if arm.general:
+            self._write_regmean(arm, home)
+        with weights_as_folder(arm, home, self.session.weights.handle.folder) as folder:
             yield folder
+
+    def _write_regmean(self, arm: Arm, home: Path) -> None:
+        """Of one source all weights at once: to read the texts is most of the work, and adapters are small."""
+        made = [one for one in regmean(arm.kind, arm.sources[0]) if not _is_whole(_home_of(one, home))]
+        if arm.name not in {one.name for one in made}:
+            return
+        base, tuned = self.session.weights, self._engine(arm.sources[0].folder)
+        recipe, tokenizer = recipe_for(self.task, base), tuned.handle.tokenizer
+        rows = foreseen_rows(self.task, recipe, self.task.train)
+        texts = (
+            texts_of_task(tokenizer, prompt_format(self.task, recipe), rows),
+            texts_in_general(tokenizer, self.replies),
+        )
+        for one in made:
+            shutil.rmtree(_home_of(one, home), ignore_errors=True)
+        ticker = Ticker(self.on_event, "what layers are given, for RegMean", sum(map(len, texts)), "texts")
+        write_regmean(made, base, tuned, texts, [_home_of(one, home) for one in made], ticker.advance)
+
+    @cached_property
+    def replies(self) -> tuple[Replay, ...]:
+        """The task's own replay rows where it has any, else our questions with the base's replies."""
+        seed, rows = self.task.spec.seed, [row.example for row in self.task.replay]
+        if rows:
+            return drawn(rows, min(len(rows), len(prompts())), seed)
+        path = self.folder / "replies.json"
+        key = content_hash([self.session.weights.fingerprint, seed, prompts()])
+        if kept_ones := reuse(path, key):
+            return tuple(Replay.of(one) for one in kept_ones["replies"])
+        replies = base_replies(self.session.weights, len(prompts()), seed, self.on_event)
+        write_json(path, {"input_hash": key, "replies": replies})
+        return replies
 
 
 @contextmanager
@@ -141,7 +177,7 @@ def weights_as_folder(arm: Arm, home: Path, base: Path) -> Iterator[Path]:
     if arm.is_source:
         yield arm.sources[0].folder
         return
-    folder = home / f"{arm.name}-{_key(arm)[:8]}"
+    folder = _home_of(arm, home)
     if not _is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
         write_arm(arm, base, folder)
@@ -152,9 +188,13 @@ def weights_as_folder(arm: Arm, home: Path, base: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _home_of(arm: Arm, home: Path) -> Path:
+    return home / f"{arm.name}-{_key(arm)[:8]}"
+
+
 def _key(arm: Arm) -> str:
     """Names an arm's weights before they are made."""
-    return content_hash([[[one.card.digest, one.step] for one in arm.sources], arm.scale])
+    return content_hash([[[one.card.digest, one.step] for one in arm.sources], arm.scale, arm.general])
 
 
 def _is_whole(folder: Path) -> bool:
@@ -175,7 +215,7 @@ def search(bench: Bench, arms: Sequence[Arm], most: int = MOST) -> tuple[Tried, 
     ticker = Ticker(bench.on_event, "KL between base and arms", len(arms), "arms")
     for arm in arms:
         try:
-            found[arm.name] = Tried(arm.name, arm.kind, arm.scale, bench.kl(arm))
+            found[arm.name] = Tried(arm.name, arm.kind, arm.scale, bench.kl(arm), general=arm.general)
         except UsageError as error:
             bench.on_event(Note(f"{arm.name} is left out: {error.what}", "warning"))
         ticker.advance()
@@ -381,11 +421,11 @@ class _Stage:
 
 
 def arms_of(own: Source, more: Sequence[Source], every: Sequence[Source]) -> tuple[Arm, ...]:
-    """The trained weights and their scales, earlier steps as they are, each remedy's training and its scales, and, where there are
-    trainings that differ in their seed only, their mean and its scales."""
-    found = [*line("tuned", [own])]
+    """The trained weights, their scales and their RegMeans with the base, earlier steps as they are, each remedy's training with the
+    same, and, where there are trainings that differ in their seed only, their mean and its scales."""
+    found = [*line("tuned", [own]), *regmean("tuned", own)]
     found += [arm for one in early(own) for arm in line(f"step_{one.step}", [one], [1.0])]
-    found += [arm for one in more for arm in line(one.name, [one])]
+    found += [arm for one in more for arm in (*line(one.name, [one]), *regmean(one.name, one))]
     seeds = [own, *(one for one in every if differ_in_seed(own.card, one.card))]
     if len(seeds) > 1:
         found += line("soup", seeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from evals.engines.decode import (
 from evals.engines.engine import Message, Request, Response, ScoreRequest, ToolCall
 from evals.engines.handle import Adapter, ModelHandle, out_of_memory
 from evals.engines.models import parameter_count
+from evals.engines.moments import input_moments
 from evals.engines.scoring import Choices, Compared, Likelihood, compared, likelihoods
 from evals.engines.tokenizer import PLAIN_TEMPLATE, adapter_tokenizer, tokenizer_hash
 from evals.engines.tool_calls import parsed_by_tokenizer, read_calls
@@ -321,6 +322,14 @@ class HfEngine:
             )
         )
         return [found[index] for index in range(len(texts))]
+
+    def moments(
+        self, texts: Sequence[Sequence[int]], layers: Collection[str], told: Callable[[int], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """What linear layers are given on token sequences, as `input_moments` has it. Only the last token's logits are made."""
+        self.handle.switch(self.adapter)
+        modules = dict(self.handle.base.named_modules())
+        return input_moments(modules, lambda ids: self._forward([ids], None), texts, layers, told)
 
     def divergence(self, tuned: HfEngine, texts: Sequence[str]) -> list[float]:
         """KL(this || tuned) of each text's tokens, in nats a token, over this one's vocabulary; texts are cut at the context."""

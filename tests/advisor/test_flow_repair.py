@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import string
 import subprocess
@@ -47,7 +48,8 @@ from trainer import launch
 from trainer.card import read_card, write_card
 from trainer.job import TrainingJob
 from trainer.recipe import Recipe
-from trainer.repair import source
+from trainer.regmean import WEIGHTS_OF_GENERAL
+from trainer.repair import line, source
 from trainer.saving import save_weights
 
 Make = Callable[..., Path]
@@ -168,8 +170,8 @@ def test_the_search_finds_the_largest_gain_within_the_margin(
 ) -> None:
     asked = planted_gain(scale_of)
     own = source("tuned", random_adapter(make_job("a/training"), 1, 0.03))
-    at = bench()
-    found = search(at, arms_of(own, (), (own,)))
+    at, scales = bench(), line("tuned", [own])
+    found = search(at, scales)
     kls = [one.kl for one in sorted(found, key=lambda one: -one.scale)]
     assert kls == sorted(kls, reverse=True)
     assert kls[-1] > 0
@@ -187,7 +189,28 @@ def test_the_search_finds_the_largest_gain_within_the_margin(
     # What is measured is kept: a second search reads no weights.
     monkeypatch.setattr(HfEngine, "compared", lambda *_: pytest.fail("KL was measured again"))
     monkeypatch.setattr(ModelHandle, "forward", lambda *_: pytest.fail("the model was asked again"))
-    assert search(bench(), arms_of(own, (), (own,))) == found
+    assert search(bench(), scales) == found
+
+
+def test_a_regmean_keeps_the_gain_that_a_smaller_scale_gives_up(
+    bench: Callable[..., Bench], make_job: Callable[..., TrainingJob], planted_gain: Callable[..., list[str]]
+) -> None:
+    """All of one source are made when the first is asked for, and chosen where they gain most."""
+    planted_gain(scale_of)
+    own, at = source("tuned", random_adapter(make_job("a/training"), 1, 0.03)), bench()
+    arms = arms_of(own, (), (own,))
+    solved = [one for one in arms if one.general]
+    assert [one.name for one in solved] == [f"tuned_regmean_{weight:g}" for weight in WEIGHTS_OF_GENERAL]
+    with at.weights(solved[-1]) as folder:
+        card = read_card(folder)
+        made = sorted((at.folder / ".arms").iterdir())
+    assert "RegMean with the base on general text at a weight of 10" in card.title
+    assert card.how == "repair"
+    assert len(made) == len(solved)
+    found = {one.name: one for one in search(at, arms)}
+    assert {one.name for one in arms} == set(found)
+    assert choose([*found.values()]).chosen in {one.name for one in solved}
+    assert found["tuned_regmean_10"].kl < found["tuned_regmean_0.3"].kl < found["tuned"].kl
 
 
 def test_answers_that_are_there_are_not_asked_again(
@@ -370,7 +393,7 @@ def test_where_no_scale_is_worth_having_trainings_are_offered_and_run_one_by_one
     run_of: Callable[..., Journey], planted_gain: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worth: dict[str, float] = {}
-    planted_gain(lambda name: worth.get(name.partition("_x")[0], 0.0))
+    planted_gain(lambda name: worth.get(re.sub(r"_(x|regmean_)[\d.]+$", "", name), 0.0))
     done = run_of()
     found = done.repair
     assert found is not None

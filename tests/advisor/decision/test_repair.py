@@ -115,6 +115,27 @@ def test_the_first_look_is_where_the_loss_is_expected_within_the_margin() -> Non
     assert choose(arms).chosen == "x0.1"
 
 
+def test_each_line_has_a_search_of_its_own_and_regmeans_come_first() -> None:
+    """By KL alone a scale that gains little would stand between two RegMeans that gain much, and end the search."""
+    truth = [
+        tried("tuned", 1.0, 0.73, -0.10),
+        *(
+            tried(f"tuned_x{scale}", kl, gained, change)
+            for scale, kl, gained, change in ((0.5, 0.3, 0.66, -0.07), (0.3, 0.1, 0.3, -0.02))
+        ),
+        *(
+            replace(tried(f"tuned_regmean_{weight:g}", kl, gained, change), general=weight)
+            for weight, kl, gained, change in ((1, 0.16, 0.72, -0.04), (3, 0.085, 0.71, -0.018), (10, 0.042, 0.58, -0.008))
+        ),
+    ]
+    found = searched(truth)
+    assert choose(found).chosen == "tuned_regmean_3"
+    # From the trained weights to where the loss is expected to be small enough, then stronger ones as long as they pass.
+    assert next_arm([truth[0], *(replace(one, gain=None, forgetting=None) for one in truth[1:])]) == "tuned_regmean_3"
+    # The scales are looked at too: what training ruined may answer better half undone.
+    assert next(one for one in found if one.name == "tuned_x0.3").measured
+
+
 def test_where_nothing_seems_to_pass_the_weakest_is_looked_at_and_then_those_before_it() -> None:
     arms = [tried("tuned", 2.0, 0.5, -0.60), *(tried(f"x{kl}", kl) for kl in (1.9, 1.8, 1.7))]
     assert next_arm(arms) == "x1.7"
