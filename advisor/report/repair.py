@@ -73,7 +73,7 @@ def _table(found: dict[str, Any]) -> str:
             [
                 f"`{one['name']}`",
                 mark,
-                f"{one['scale']:g}",
+                f"RegMean, {one['general']:g}" if one.get("general") else f"{one['scale']:g}",
                 f"{one['kl']:.3f}",
                 _points(gain["difference"], gain["low"], gain["high"]) if measured else "",
                 _points(lost["estimate"], lost["low"], lost["high"]) if measured else "",
@@ -125,11 +125,15 @@ def _at(value: float, low: float, high: float, size: int) -> int:
 
 def _after(found: dict[str, Any]) -> str:
     left = sum(1 for one in found["arms"] if not one["gain"])
-    return (
-        "An arm is the way from the base to what was trained, times its scale; KL(base || arm) on general prompts, in nats a token, says "
-        f"which were worth measuring ({left} were not)."
-        if left
+    solved = (
+        " A RegMean keeps the change that training made where the task's own texts need it and takes it back where general ones (none of "
+        "the suite) would notice it; its number is the weight of the general ones."
+        if any(one.get("general") for one in found["arms"])
         else ""
+    )
+    return (
+        f"An arm is the way from the base to what was trained, times its scale.{solved} KL(base || arm) on general prompts, in nats a "
+        f"token, says which are worth measuring ({left} were not)."
     )
 
 

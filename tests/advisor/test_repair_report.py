@@ -61,6 +61,11 @@ def test_the_section_says_what_was_chosen_and_what_it_kept(repaired: Repair) -> 
     assert "dominated" not in rows["tuned"]
     assert "broken" in rows["tuned_x0.7"]
     assert rows["tuned_x0.3"].endswith("| 0.3 | 0.200 |  |  |  |")
+    assert "RegMean" not in text
+    solved = replace(repaired, arms=(*repaired.arms, Tried("tuned_regmean_3", "tuned", 1.0, 0.1, general=3.0)))
+    text = repair_section({"repair": asdict(solved)})
+    assert "| RegMean, 3 | 0.100 |" in text
+    assert "none of the suite" in text
 
 
 def test_what_is_left_to_train_is_told_with_its_cost(repaired: Repair) -> None:
