@@ -33,7 +33,7 @@ from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError, UsageError
 from evals.evaluate import evaluate
 from evals.events import Note, OnEvent, Ticker
-from evals.general.divergence import divergence, general_texts
+from evals.general.divergence import asked_divergence
 from evals.general.halves import half, half_of
 from evals.general.lm_eval import GeneralItem, GeneralScores, measure
 from evals.general.named import suite_of
@@ -86,21 +86,19 @@ class Bench:
 
     @cached_property
     def prompts(self) -> tuple[str, ...]:
-        """Of the half that chooses, as plain text; of a suite whose items are not here, general texts of our own."""
+        """What items of the half that chooses ask; of a suite whose items are not here, general questions of our own."""
         found = [text for task in self.suite.tasks for row in rows_of(task) if (text := text_of(row))]
-        return tuple(sorted(found or general_texts(), key=content_hash)[:PROMPTS])
+        return tuple(sorted(found or prompts(), key=content_hash)[:PROMPTS])
 
     def kl(self, arm: Arm) -> float:
-        """KL(base || arm) on the prompts, in nats a token. Nothing is generated: two passes over a few thousand tokens."""
+        """KL(base || arm) on the prompts, put as chats, in nats a token: two passes over a few thousand tokens."""
         path = self.folder / "kl.json"
         record = read_json(path) if path.is_file() else {}
         known = record.get("kl", {})
-        key = content_hash([_key(arm), self.session.weights.fingerprint, self.prompts])
+        key = content_hash([_key(arm), self.session.weights.fingerprint, "asked", self.prompts])
         if key not in known:
-            base = self.session.weights
-            ids = base.handle.tokenizer(list(self.prompts), add_special_tokens=False, verbose=False)["input_ids"]
             with self.weights(arm) as folder:
-                known[key] = divergence("general prompts", base, self._engine(folder), [one for one in ids if len(one) > 1]).kl
+                known[key] = asked_divergence(self.session.weights, self._engine(folder), self.prompts)
             write_json(path, {"kl": known})
         return float(known[key])
 

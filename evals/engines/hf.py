@@ -308,16 +308,22 @@ class HfEngine:
             raise AdvisorError("a text of one token has no perplexity", where=self.name)
         return [math.exp(total / count) for total, count in sums]
 
-    def compared(self, tuned: HfEngine, texts: Sequence[Sequence[int]]) -> list[Compared]:
-        """This one and `tuned` on token sequences, over this one's vocabulary. Raises AdvisorError for a sequence of one token."""
-        if any(len(one) < 2 for one in texts):
+    def compared(self, tuned: HfEngine, texts: Sequence[Sequence[int]], given: int = 0) -> list[Compared]:
+        """This one and `tuned` on token sequences, over this one's vocabulary, behind the first `given` tokens, which all share.
+
+        Raises AdvisorError for a sequence with no token to predict.
+        """
+        if any(len(one) < max(2, given + 1) for one in texts):
             raise AdvisorError("a text of one token says nothing about a next one", where=self.name)
         found = dict(
             compared(
                 self._forward,
                 lambda *given: tuned._forward(*given)[..., : self.handle.vocabulary],
                 texts,
+                given=given,
+                share=self.handle.shares and tuned.handle.shares,
                 vocabulary=self.handle.vocabulary,
+                device=self.handle.device,
                 pad=self.handle.tokenizer.pad_token_id,
             )
         )

@@ -214,8 +214,8 @@ def _batches(items: Sequence[_Item], chunk: int, places: int) -> Iterator[list[_
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on one text, a value for each of its tokens but the first: KL(base || tuned) where it is predicted, and the token's
-    negative log-probability under each. Nats."""
+    """Two models on one text, a value for each of its tokens behind what is given: KL(base || tuned) where it is predicted, and the
+    token's negative log-probability under each. Nats."""
 
     kl: tuple[float, ...]
     base: tuple[float, ...]
@@ -228,12 +228,27 @@ def kl(p: Any, q: Any) -> Any:
 
 
 def compared(
-    base: Forward, tuned: Forward, texts: Sequence[Sequence[int]], *, vocabulary: int, pad: int
+    base: Forward,
+    tuned: Forward,
+    texts: Sequence[Sequence[int]],
+    *,
+    given: int,
+    share: bool,
+    vocabulary: int,
+    device: str,
+    pad: int,
 ) -> Iterator[tuple[int, Compared]]:
     """(index, both models on it) of each token sequence (two tokens at least), longest first; one pass of each model.
 
-    `base` and `tuned` are forward functions of models with one vocabulary.
+    `base` and `tuned` are forward functions of models with one vocabulary. The first `given` tokens are the same in all texts and
+    are not predicted; with `share` each model reads them once.
     """
+    from evals.engines.decode import read_prefix
+
+    # The last of those given is read with each text: what follows is predicted from it.
+    skip = given - 1 if share and len(texts) > 1 else 0
+    prefixes = [read_prefix(one, texts[0][:skip], None, device) if skip > 0 else None for one in (base, tuned)]
+    texts, first = [one[max(0, skip) :] for one in texts], max(0, given - 1 - max(0, skip))
     most = max(1, MAX_LOGITS // vocabulary // 2)
     order = sorted(range(len(texts)), key=lambda one: len(texts[one]), reverse=True)
     while order:
@@ -243,15 +258,26 @@ def compared(
         ids = [[*texts[one], *[pad] * (width - len(texts[one]))] for one in batch]
         found: list[list[tuple[float, float, float]]] = [[] for _ in batch]
         # A long text's positions are read a part at a time.
-        places = [(row, place) for row, one in enumerate(batch) for place in range(len(texts[one]) - 1)]
+        places = [(row, place) for row, one in enumerate(batch) for place in range(first, len(texts[one]) - 1)]
+        these = [_behind(one, len(batch), width, device) for one in prefixes]
         for start in range(0, len(places), most):
             part = places[start : start + most]
             following = [ids[row][place + 1] for row, place in part]
-            values = _both(base(ids, None, part), tuned(ids, None, part), following)
+            values = _both(base(ids, these[0], part), tuned(ids, these[1], part), following)
             for (row, _), value in zip(part, values, strict=True):
                 found[row].append(value)
         for row, one in enumerate(batch):
             yield one, Compared(*zip(*found[row], strict=True))
+
+
+def _behind(prefix: Prefix | None, rows: int, width: int, device: str) -> Packed | None:
+    """Plain sequences behind a prefix: causal attention, padding comes last."""
+    import torch
+
+    if prefix is None:
+        return None
+    start = len(prefix)
+    return Packed(torch.arange(start, start + width, device=device).expand(rows, width), prefix)
 
 
 def _both(base: Any, tuned: Any, following: Sequence[int]) -> list[tuple[float, float, float]]:

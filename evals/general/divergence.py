@@ -80,15 +80,9 @@ def divergence(name: str, base: HfEngine, tuned: HfEngine, texts: Sequence[Seque
 
     Raises AdvisorError where a model gives no numbers.
     """
-    first = max(0, shared - 1)
-    found = [_from(one, first) for one in base.compared(tuned, texts)]
+    found = base.compared(tuned, texts, shared)
     kl, before, now = (_flat(found, part) for part in ("kl", "base", "tuned"))
-    if not all(map(math.isfinite, (*kl, *before, *now))):
-        raise AdvisorError(
-            "the model's probabilities are not numbers",
-            where=tuned.name,
-            do="look at the training: weights that hold NaN or infinity answer nothing.",
-        )
+    _refuse_what_is_no_number(tuned, (*kl, *before, *now))
     groups = [at for at, one in enumerate(found) for _ in one.kl]
     ratio, ratio_low, ratio_high = map(math.exp, _interval([b - a for a, b in zip(before, now, strict=True)], groups))
     mean, low, high = _interval([max(0.0, one) for one in kl], groups)
@@ -98,8 +92,26 @@ def divergence(name: str, base: HfEngine, tuned: HfEngine, texts: Sequence[Seque
     )
 
 
-def _from(one: Compared, first: int) -> Compared:
-    return Compared(one.kl[first:], one.base[first:], one.tuned[first:])
+def asked_divergence(base: HfEngine, tuned: HfEngine, prompts: Sequence[str]) -> float:
+    """KL(base || tuned) in nats a token, on each prompt put as a chat: from where the chats begin to differ to where the answer begins.
+
+    How a model begins to answer moves before it reads otherwise. Nothing is generated.
+    """
+    # What stands behind the prompt is not read: only its place is predicted.
+    end = base.handle.tokenizer.eos_token_id or 0
+    ids = [[*base.prompt_ids((Message("user", one),))[: base.context_length - 1], end] for one in prompts]
+    kl = _flat(base.compared(tuned, ids, shared_by_all(ids) if len(ids) > 1 else 0), "kl")
+    _refuse_what_is_no_number(tuned, kl)
+    return math.fsum(kl) / len(kl)
+
+
+def _refuse_what_is_no_number(tuned: HfEngine, values: Sequence[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise AdvisorError(
+            "the model's probabilities are not numbers",
+            where=tuned.name,
+            do="look at the training: weights that hold NaN or infinity answer nothing.",
+        )
 
 
 def _flat(found: Sequence[Compared], part: str) -> list[float]:

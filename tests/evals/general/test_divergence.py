@@ -16,7 +16,7 @@ from evals.engines.hf import HfEngine
 from evals.errors import AdvisorError
 from evals.events import ignore
 from evals.general import divergence as module
-from evals.general.divergence import divergence, general_divergence, general_texts, prompt_divergence
+from evals.general.divergence import asked_divergence, divergence, general_divergence, general_texts, prompt_divergence
 from evals.general.suites import TASKS
 from tests.evals.engines.test_hf_engine import make_adapter
 
@@ -126,6 +126,42 @@ def test_of_prompts_what_all_begin_with_counts_once_for_none(base: HfEngine, tin
     assert found.kl == pytest.approx(total / found.tokens, rel=1e-3)
     assert prompt_divergence(base, tuned, []) is None
     assert prompt_divergence(base, tuned, [asked("Grass")] * 3) is None
+
+
+def test_asked_prompts_are_compared_to_the_place_where_the_answer_begins(
+    base: HfEngine, tiny_model: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    tuned = scaled(base, tiny_model, tmp_path, 8)
+    prompts = ["A lemon", "The sky at night", "Grass"]
+    ids = [base.prompt_ids((Message("user", one),)) for one in prompts]
+    shared = next(at for at in range(200) if len({one[at] for one in ids}) > 1)
+    assert shared > 1
+    kl: list[float] = []
+    for one in ids:
+        with torch.inference_mode():
+            # One place more than of a prompt's own tokens: where the next one is the answer's.
+            p, q = (_logits(engine, one)[shared - 1 :].log_softmax(-1) for engine in (base, tuned))
+            kl += (p.exp() * (p - q)).sum(-1).tolist()
+    found = asked_divergence(base, tuned, prompts)
+    assert found == pytest.approx(sum(kl) / len(kl), rel=1e-3)
+    assert asked_divergence(base, base, prompts) == 0.0
+    # One alone is read whole.
+    assert asked_divergence(base, tuned, prompts[:1]) > 0.0
+
+
+def test_what_is_given_is_read_once_and_changes_no_value(base: HfEngine, tiny_model: Path, tmp_path: Path) -> None:
+    tuned = scaled(base, tiny_model, tmp_path, 8)
+    start = ids_of(base, ["The lake is deep and the"])[0]
+    texts = [[*start, *one] for one in ids_of(base, [" pike swims", " boat", " grass is green and long"])]
+    whole = base.compared(tuned, texts)
+    for given in range(1, len(start) + 1):
+        for one, all_of_it in zip(base.compared(tuned, texts, given), whole, strict=True):
+            assert one.kl == pytest.approx(all_of_it.kl[given - 1 :], rel=1e-3, abs=1e-7)
+            assert one.tuned == pytest.approx(all_of_it.tuned[given - 1 :], rel=1e-4)
+    with pytest.raises(AdvisorError, match="says nothing"):
+        base.compared(tuned, [start], len(start))
 
 
 def _logits(engine: HfEngine, ids: list[int]) -> Any:
