@@ -43,13 +43,8 @@ class Row:
         return None if self.gain_after is None or self.gain <= 0 else self.gain_after / self.gain
 
     @property
-    def keeps(self) -> bool:
-        """Ruined weights may have no gain to keep: then repair has to lose none of what is left."""
-        return self.gain_after is not None and self.gain_after >= self.gain * (GAIN_KEPT if self.gain > 0 else 1.0)
-
-    @property
     def mended(self) -> bool:
-        return (self.won_back or 0.0) >= WON_BACK and self.keeps
+        return (self.won_back or 0.0) >= WON_BACK and (self.gain_kept or 0.0) >= GAIN_KEPT
 
 
 def points(found: NonInferiority | None) -> str:
@@ -120,13 +115,16 @@ def report(bench: Bench, rows: Sequence[Row], *, mended: bool) -> None:
     bench.goal("spearman, lower 95% bound", SPEARMAN, low, low >= SPEARMAN)
     bench.invariant("no adapter that lost 8 points is said to hold", not passed)
     if mended:
-        good = [row for row in lost if row.mended]
+        # Weights that gain nothing are not to be mended: whoever asks is told to stay with what is unchanged.
+        of = [row for row in lost if row.gain > 0]
+        good = [row for row in of if row.mended]
         bench.figure(
             "repaired",
             {
-                "of": len(lost),
+                "lost 8 points": len(lost),
+                "of these had a gain to keep": len(of),
                 "half the loss won back and 80% of the gain kept": len(good),
-                "had no gain to keep": sum(row.gain <= 0 for row in lost),
+                "not": ", ".join(row.name for row in of if not row.mended),
             },
         )
-        bench.goal("of those, mended", OF_TEN, len(good) / max(1, len(lost)), len(good) >= OF_TEN * len(lost) > 0)
+        bench.goal("of those with a gain, mended", OF_TEN, len(good) / max(1, len(of)), len(good) >= OF_TEN * len(of) > 0)
