@@ -6,14 +6,11 @@ items, prompts and seeds, and share the base's weights in memory: an adapter is 
 
 from __future__ import annotations
 
-import logging
 import math
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,13 @@ from evals.errors import AdvisorError
 from evals.events import Note, OnEvent, Ticker
 from evals.general.fast import fast_lm
 from evals.general.kept import base_home, has_changed, read_items, write_items
+from evals.general.named import NamedTask, item_id
+from evals.general.prepared import prepare, ready, seeded
 from evals.general.suites import GeneralTask, Suite
 from evals.records import content_hash, write_jsonl
 
 # Counts up when what an item says changes: answers that were kept before are then measured again.
 VERSION = 2
-SEED = 1234
 # The score of an item, first come: what leaderboards show of a task that has several.
 METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")
 
@@ -206,8 +204,6 @@ def lm_eval_tasks(task: GeneralTask) -> tuple[dict[str, Any], dict[str, list[int
     """lm-eval's own task objects by name, and the items to be asked of each (None: all)."""
     from lm_eval.tasks import TaskManager
 
-    from evals.general.named import NamedTask
-
     if isinstance(task, NamedTask):
         # lm-eval takes an empty list of items for all of them.
         chosen = {name: list(numbers) for name, numbers in task.chosen.items() if numbers}
@@ -216,46 +212,6 @@ def lm_eval_tasks(task: GeneralTask) -> tuple[dict[str, Any], dict[str, list[int
     for one in tasks.values():
         ready(one)
     return dict(tasks), None
-
-
-def ready(task: Any) -> None:
-    """What `simple_evaluate` does before it asks: no examples in the prompt where none are named, and the seed that draws them."""
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=SEED)
-
-
-def prepare() -> None:
-    """lm-eval in this process: without bars of its own, and with templates, which may come from a user's folder, in Jinja's sandbox."""
-    import datasets
-    import lm_eval.api.task
-    import lm_eval.utils
-    from jinja2 import BaseLoader, StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
-    for name in ("lm_eval", "lm-eval", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    if not isinstance(lm_eval.utils.env, SandboxedEnvironment):
-        made = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
-        made.filters.update(lm_eval.utils.env.filters)
-        lm_eval.utils.env = made
-        lm_eval.api.task.tqdm = partial(lm_eval.api.task.tqdm, disable=True)
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """The same draws for each model that is asked, and the caller's afterwards."""
-    import numpy as np
-
-    before, numbers = random.getstate(), np.random.get_state()
-    random.seed(SEED)
-    np.random.seed(SEED)
-    try:
-        yield
-    finally:
-        random.setstate(before)
-        np.random.set_state(numbers)
 
 
 @contextmanager
@@ -290,8 +246,6 @@ def _is_number(value: Any) -> bool:
 
 def _item(task: GeneralTask, lm_task: Any, sample: Mapping[str, Any]) -> tuple[GeneralItem, bool]:
     """An item from lm-eval's sample, and whether the model gave an answer at all."""
-    from evals.general.named import NamedTask, item_id
-
     doc = sample["doc"]
     name = item_id(lm_task, sample["doc_id"]) if isinstance(task, NamedTask) else str(doc["id"])
     metric = metric_of(sample, task.name)

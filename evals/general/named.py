@@ -17,6 +17,7 @@ from typing import Any
 
 from evals.errors import AdvisorError, did_you_mean
 from evals.general import suites
+from evals.general.prepared import prepare, ready, seeded
 from evals.general.suites import GeneralTask, Suite
 from evals.general.task_files import TaskFile, task_files
 from evals.records import content_hash, jsonable
@@ -141,8 +142,6 @@ def _manager() -> Any:
 
 
 def _of_name(name: str, limit: int | None, seed: int) -> NamedTask:
-    from evals.general.lm_eval import prepare
-
     prepare()
     known = _manager().all_tasks
     if name not in known:
@@ -210,8 +209,6 @@ def hub_answers() -> bool:
 def _of_file(file: TaskFile, limit: int | None, seed: int) -> NamedTask:
     from lm_eval.tasks import TaskManager
 
-    from evals.general.lm_eval import prepare, seeded
-
     prepare()
     try:
         with seeded():
@@ -229,8 +226,6 @@ def _task(
     name: str, tasks: dict[str, Any], limit: int | None, seed: int, *, chat: bool, about: Sequence[str] = ()
 ) -> NamedTask:
     """A benchmark of these task objects, with `limit` items of all of them drawn by `seed`."""
-    from evals.general.lm_eval import ready
-
     for one in tasks.values():
         if one.OUTPUT_TYPE == "loglikelihood_rolling":
             raise AdvisorError("this task scores whole texts, not items", where=name, do="take one with questions and answers.")
