@@ -213,7 +213,7 @@ class Measurement:
         tried: tuple[Tried, ...] = flow.search(bench, arms)
         choice: Choice = choose(tried)
         if not choice.chosen:
-            return replace(row, repaired="none passes")
+            return replace(row, repaired="none chosen")
         arm = next(one for one in arms if one.name == choice.chosen)
         with bench.weights(arm) as folder:
             home = bench.folder / "chosen" / content_hash(read_card(folder, deep=False).digest)[:12]

@@ -1,7 +1,7 @@
 """Can the built-in suites tell? The base's scores, task by task, and how often planted damage is found.
 
-`python tests/bench/suites.py [--fast]`. Noise is drawn anew in every draw and added to all weights, in a strength that costs about 8 points
-on `standard`. A draw is found where the quick suite calls it broken.
+`python tests/bench/suites.py [--fast]`. Noise is drawn anew in every draw and added to all weights, each draw in the strength in which it
+costs about 8 points on half of `standard`. A draw is found where the quick suite calls it broken.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from evals.engines.hf import HfEngine
 from evals.engines.models import DEMO_MODEL
 from evals.events import ignore
 from evals.general.fast import fast_lm
+from evals.general.halves import half
 from evals.general.lm_eval import GeneralItem, GeneralScores, _item, measure, run_task
 from evals.general.suites import Suite, quick_suite, standard_suite
 from evals.statistics.margin import NonInferiority, loss_found, non_inferiority
@@ -33,8 +35,10 @@ MARGIN, LOST, FOUND = 0.05, 0.08, 0.8
 # Above chance and at most: room to fall, and to rise.
 ROOM, CEILING = 0.10, 0.90
 DRAWS = 20
-# Weakest first, until one costs as much on what `standard` pools.
-STRENGTHS = (0.07, 0.08, 0.09, 0.10, 0.12)
+# One strength costs 2 points in one draw and 9 in another: each is set by what it costs on half of `standard`, until that is NEAR enough.
+START, NEAR, TRIES = 0.085, 0.01, 4
+# Loss grows with this power of the strength: .07 and .08 of one draw cost 7.3 and 8.9 points.
+STEEP = 1.5
 
 
 @contextmanager
@@ -75,6 +79,29 @@ def change(base: GeneralScores, other: GeneralScores, suite: Suite) -> NonInferi
     return non_inferiority([one for one, _ in both], [one for _, one in both], MARGIN)
 
 
+@dataclass(frozen=True)
+class Planted:
+    """A draw's strength and what it costs on half of `standard`, as a share."""
+
+    seed: int
+    strength: float
+    lost: float
+
+
+def plant(engine: HfEngine, base: GeneralScores, standard: Suite, seed: int, tries: int = TRIES) -> Planted:
+    """The strength in which this draw costs LOST on half of `standard`, or the nearest that was tried."""
+    asked_of = half(standard.decisive, "a")
+    strength, tried = START, list[Planted]()
+    for _ in range(tries):
+        with noise(engine, strength, seed):
+            after = asked(engine, asked_of, f"noise-{strength}-{seed}")
+        tried.append(Planted(seed, strength, -change(base, after, standard).estimate))
+        if abs(tried[-1].lost - LOST) <= NEAR:
+            break
+        strength = round(strength * (LOST / max(tried[-1].lost, LOST / 4)) ** (1 / STEEP), 3)
+    return min(tried, key=lambda one: abs(one.lost - LOST))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true")
@@ -92,29 +119,32 @@ def main() -> None:
         )
         outside = [one.name for one in suite.tasks if one.pooled and not one.chance + ROOM <= scores[one.name] <= CEILING]
         bench.goal(f"{name}: pooled tasks without room", 0, len(outside), not outside)
-    decisive = {name: suite.decisive for name, suite in suites.items()}
-    found: dict[float, NonInferiority] = {}
-    for strength in STRENGTHS[2:3] if fast else STRENGTHS:
-        with noise(engine, strength, 0):
-            after = asked(engine, decisive["standard"], f"noise-{strength}")
-        found[strength] = change(base["standard"], after, suites["standard"])
-        bench.figure(f"noise of {strength}: points on standard", 100 * found[strength].estimate)
-        if found[strength].estimate <= -LOST:
-            break
-    strength = min(found, key=lambda one: abs(found[one].estimate + LOST))
-    hits, losses = 0, []
+    quick, standard = suites["quick"], suites["standard"]
+    draws: list[Planted] = []
+    found: list[NonInferiority] = []
     for seed in range(1, (2 if fast else DRAWS) + 1):
-        with noise(engine, strength, seed):
-            one = change(base["quick"], asked(engine, decisive["quick"], f"noise-{strength}-{seed}"), suites["quick"])
-        hits += one.answer == "broken"
-        losses.append(-one.estimate)
-        console.print(f"draw {seed}: {100 * one.estimate:+.1f} ({100 * one.low:+.1f}, {100 * one.high:+.1f}) {one.answer}")
-    low, high = wilson_interval(hits, len(losses))
-    bench.figure("draws", {"strength": strength, "count": len(losses), "mean loss on quick": sum(losses) / len(losses)})
-    bench.figure("draws found", {"share": hits / len(losses), "low": low, "high": high})
-    bench.goal(
-        f"noise that costs {100 * LOST:g} points is called broken", FOUND, hits / len(losses), hits >= FOUND * len(losses)
+        draw = plant(engine, base["standard"], standard, seed, 1 if fast else TRIES)
+        with noise(engine, draw.strength, seed):
+            one = change(base["quick"], asked(engine, quick.decisive, f"noise-{draw.strength}-{seed}"), quick)
+        draws.append(draw)
+        found.append(one)
+        console.print(
+            f"draw {seed}: noise of {draw.strength}, {-100 * draw.lost:+.1f} on half of standard; "
+            f"quick {100 * one.estimate:+.1f} ({100 * one.low:+.1f}, {100 * one.high:+.1f}) {one.answer}"
+        )
+    hits = sum(one.answer == "broken" for one in found)
+    low, high = wilson_interval(hits, len(draws))
+    bench.figure(
+        "draws",
+        {
+            "count": len(draws),
+            "mean strength": mean(one.strength for one in draws),
+            "mean loss on half of standard": mean(one.lost for one in draws),
+            "mean loss on quick": mean(-one.estimate for one in found),
+        },
     )
+    bench.figure("draws found", {"share": hits / len(draws), "low": low, "high": high})
+    bench.goal(f"noise that costs {100 * LOST:g} points is called broken", FOUND, hits / len(draws), hits >= FOUND * len(draws))
     bench.finish()
 
 
